@@ -1,0 +1,1 @@
+//! Public REST types, OpenAPI document, typed client.

@@ -1,0 +1,1 @@
+//! Snapshots and backups: QEMU over QMP.

@@ -1,0 +1,3 @@
+//! The `lull` program.
+
+fn main() {}

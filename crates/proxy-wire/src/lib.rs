@@ -1,0 +1,1 @@
+//! Server to proxy: protobuf and gRPC.

@@ -1,0 +1,1 @@
+//! Guest channels, deployment and the guest session.

@@ -1,0 +1,3 @@
+//! The runtime component for Linux guests.
+
+fn main() {}

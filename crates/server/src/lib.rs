@@ -1,0 +1,1 @@
+//! The backup server: store, runner, REST, recovery.
