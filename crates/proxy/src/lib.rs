@@ -4,5 +4,11 @@
 //!
 //! Knows nothing of jobs, of the choice of a proxy, or of any store: what it must know comes with the order.
 
+pub mod access;
+pub mod carried;
+pub mod channel;
+pub mod deploy;
 pub mod networks;
+pub mod runtime_client;
 pub mod service;
+pub mod ssh;
