@@ -104,7 +104,8 @@ mod tests {
             let text = name(&id, disk, role);
             prop_assert!(text.len() <= 31);
             prop_assert_eq!(parse(&text), Some(OurName { restore_point: id.clone(), disk, role }));
-            prop_assert_eq!(parse_bitmap(&bitmap_name(&id)), Some(id.as_str()));
+            let bitmap = bitmap_name(&id);
+            prop_assert_eq!(parse_bitmap(&bitmap), Some(id.as_str()));
             let marker = stop_marker(&id);
             prop_assert_eq!(parse_stop_marker(&marker), Some(id.as_str()));
             prop_assert_eq!(parse(&marker), None);
