@@ -18,6 +18,9 @@ mkdir -p "$cache"
 cache=$(cd "$cache" && pwd)
 target=$cache/$major
 
+# Tests ask for the same version at the same time.
+exec 9>"$cache/.lock-$major"
+flock 9
 if [ "$(cat "$target/.version" 2>/dev/null || true)" = "$version" ]; then
     echo "$target"
     exit 0
@@ -44,7 +47,6 @@ grep -o '"source":"[^"]*","target":"[^"]*"' "$root/native/pg-symlinks.json" |
 mv "$root/LICENSE.md" "$root/native/LICENSE.md"
 chmod -R go+rX "$root/native"
 echo "$version" >"$root/native/.version"
-# Two fetches at once: the first rename wins, the second finds the same version there.
 rm -rf "$target"
-mv -T "$root/native" "$target" 2>/dev/null || [ "$(cat "$target/.version")" = "$version" ]
+mv -T "$root/native" "$target"
 echo "$target"

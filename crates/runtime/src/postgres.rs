@@ -84,9 +84,9 @@ pub enum PostmasterState {
     Starting,
     /// Shutting down.
     Stopping,
-    /// A primary that accepts connections.
+    /// Accepts connections: a primary or a hot standby.
     Ready,
-    /// A standby; accepts connections if it is a hot standby.
+    /// A standby that follows but accepts no connections (`hot_standby = off`).
     Standby,
 }
 

@@ -148,6 +148,15 @@ impl Session {
     }
 }
 
+/// Without the cancel key.
+impl std::fmt::Debug for Session {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Session")
+            .field("stream", &self.wire.stream)
+            .finish_non_exhaustive()
+    }
+}
+
 struct Wire {
     stream: UnixStream,
     unread: BytesMut,
@@ -336,7 +345,7 @@ mod tests {
         ]
         .concat();
         let (session, _peer) = login_at(answer, false);
-        let mut session = session.ok().unwrap();
+        let mut session = session.unwrap();
         let rows = session
             .query("SELECT 42", Instant::now() + Duration::from_secs(5))
             .unwrap();
