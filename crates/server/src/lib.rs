@@ -9,7 +9,11 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use tokio::{io::DuplexStream, sync::oneshot};
 
 mod error;
+mod instant;
 pub mod rest;
+mod secrets;
+mod state_dir;
+mod store;
 
 pub use error::ServerError;
 
