@@ -39,6 +39,7 @@ small_root() {
   real_pam "$root"
   test_accounts "$root"
   ssh_server "$root"
+  postgres_account "$root"
   postgres_cluster "$root" "$work"
   install -m 755 "$guest_dir/files/tinyinit" "$root/sbin/tinyinit"
 }
@@ -74,11 +75,7 @@ base_configuration() { # ROOT
   rm -rf "$root/var/run" "$root/var/lock" # some package may ship them as folders
   ln -s /run "$root/var/run"
   ln -s /run/lock "$root/var/lock"
-  # Programs that run in the root before it boots want these.
-  [ -c "$root/dev/null" ] || mknod -m 666 "$root/dev/null" c 1 3
-  [ -c "$root/dev/urandom" ] || mknod -m 666 "$root/dev/urandom" c 1 9
-  mkdir -p "$root/dev/shm"
-  chmod 1777 "$root/dev/shm"
+  device_nodes "$root"
   printf 'passwd: files\ngroup: files\nshadow: files\nhosts: files\n' >"$root/etc/nsswitch.conf"
   echo '127.0.0.1 localhost guest' >"$root/etc/hosts"
   echo guest >"$root/etc/hostname"
@@ -92,6 +89,14 @@ base_configuration() { # ROOT
   ldconfig -r "$root"
 }
 
+device_nodes() { # ROOT: what programs want that run in the root before it boots
+  local root=$1
+  [ -c "$root/dev/null" ] || mknod -m 666 "$root/dev/null" c 1 3
+  [ -c "$root/dev/urandom" ] || mknod -m 666 "$root/dev/urandom" c 1 9
+  mkdir -p "$root/dev/shm"
+  chmod 1777 "$root/dev/shm"
+}
+
 real_pam() { # ROOT: what pam-auth-update makes of Debian's defaults: passwords are checked against /etc/shadow
   local pam=$1/etc/pam.d
   printf '%s\n' 'auth [success=1 default=ignore] pam_unix.so nullok' 'auth requisite pam_deny.so' 'auth required pam_permit.so' >"$pam/common-auth"
@@ -101,43 +106,4 @@ real_pam() { # ROOT: what pam-auth-update makes of Debian's defaults: passwords 
     'session required pam_unix.so' | tee "$pam/common-session" >"$pam/common-session-noninteractive"
   printf '%s\n' 'password [success=1 default=ignore] pam_unix.so obscure yescrypt' 'password requisite pam_deny.so' \
     'password required pam_permit.so' >"$pam/common-password"
-}
-
-postgres_cluster() { # ROOT WORK: a cluster as Debian lays it out below /var/lib, filled by pgbench; runs PostgreSQL in a chroot
-  local root=$1 work=$2 bin data version
-  bin=$(cd "$root" && echo usr/lib/postgresql/*/bin)
-  version=$(basename "$(dirname "$bin")")
-  data=/var/lib/postgresql/$version/main
-  chroot "$root" groupadd --system postgres
-  chroot "$root" useradd --system -g postgres -d /var/lib/postgresql -s /bin/bash postgres
-  mkdir -p "$root$data" "$root/var/log/postgresql" "$root/run/postgresql"
-  chroot "$root" chown -R postgres:postgres /var/lib/postgresql /var/log/postgresql /run/postgresql
-  chmod 700 "$root$data"
-  cat >"$work/fill.sh" <<END
-set -e
-cd /
-export HOME=/var/lib/postgresql LC_ALL=C.UTF-8 PATH=/$bin:\$PATH
-initdb --data-checksums --auth-local=peer --auth-host=scram-sha-256 --no-sync -D $data
-cat >>$data/postgresql.conf <<CONF
-unix_socket_directories = '/run/postgresql'
-listen_addresses = '127.0.0.1'
-jit = off
-shared_buffers = 32MB
-min_wal_size = 32MB
-max_wal_size = 128MB
-CONF
-pg_ctl -s -w -l /var/log/postgresql/postgresql.log -D $data -o "-c listen_addresses='' -c fsync=off" start
-createdb pgbench
-pgbench -q -i -s 2 pgbench
-psql -q -d pgbench -c 'CREATE EXTENSION amcheck'
-pg_ctl -s -m fast -D $data stop
-: >/var/log/postgresql/postgresql.log
-END
-  cp "$work/fill.sh" "$root/tmp/fill.sh"
-  chroot --userspec=postgres:postgres "$root" /bin/bash /tmp/fill.sh >"$work/postgres.log" 2>&1 ||
-    { cat "$work/postgres.log" >&2; die "PostgreSQL could not be prepared in the guest's root (its lines above say why)"; }
-  rm -f "$root/tmp/fill.sh"
-  local p
-  mkdir -p "$root/usr/local/bin"
-  for p in psql pgbench pg_amcheck pg_isready; do ln -s "/$bin/$p" "$root/usr/local/bin/$p"; done
 }
