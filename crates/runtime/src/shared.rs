@@ -64,7 +64,8 @@ struct Head {
     lease_word: AtomicU64,
     first_freeze_ms: AtomicU64,
     first_freeze_us: AtomicU64,
-    beats: AtomicU32,
+    watchdog_beats: AtomicU32,
+    main_beats: AtomicU32,
     verdict: AtomicU32,
     lease_ms: u64,
     budget_ms: u64,
@@ -204,7 +205,8 @@ impl Shared {
                 lease_word: AtomicU64::new(word(NEVER_MS, None)),
                 first_freeze_ms: AtomicU64::new(0),
                 first_freeze_us: AtomicU64::new(0),
-                beats: AtomicU32::new(0),
+                watchdog_beats: AtomicU32::new(0),
+                main_beats: AtomicU32::new(0),
                 verdict: AtomicU32::new(0),
                 lease_ms: lease.lease_ms,
                 budget_ms: lease.budget_ms,
@@ -319,13 +321,23 @@ impl Shared {
     }
 
     /// The watchdog shows that it runs.
-    pub fn beat(&self) {
-        self.head().beats.fetch_add(1, SeqCst);
+    pub fn watchdog_beat(&self) {
+        self.head().watchdog_beats.fetch_add(1, SeqCst);
     }
 
     /// Grows while the watchdog runs.
-    pub fn beats(&self) -> u32 {
-        self.head().beats.load(SeqCst)
+    pub fn watchdog_beats(&self) -> u32 {
+        self.head().watchdog_beats.load(SeqCst)
+    }
+
+    /// Main's control thread shows that it runs.
+    pub fn main_beat(&self) {
+        self.head().main_beats.fetch_add(1, SeqCst);
+    }
+
+    /// Grows while main's control thread runs.
+    pub fn main_beats(&self) -> u32 {
+        self.head().main_beats.load(SeqCst)
     }
 
     /// Decides who cleans up, once. Says what stands.
