@@ -170,7 +170,7 @@ impl Server {
             Ok(false) | Err(_) => self.cut = true,
         }
         loop {
-            match self.channel.next() {
+            match self.channel.next_order() {
                 Ok(Some(order)) => self.obey(order),
                 Ok(None) => return,
                 Err(e) => {
