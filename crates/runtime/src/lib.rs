@@ -3,7 +3,7 @@
 //! Reading order: [`serve`] (the control loop) · [`accept`] (what is accepted when) · [`hold`] (one freeze) · [`shared`] (lease and
 //! slots, and the argument why no freeze slips past a thaw) · [`freeze`], [`thaw_pool`], [`watchdog`] (who freezes, who thaws, who
 //! guards) · [`guard`] (in which order all that comes and goes) · [`inventory`], [`mounts`], [`disks`], [`plan`] · [`script`] ·
-//! [`applications`].
+//! [`applications`], [`postgres`].
 //!
 //! Synchronous, no async runtime, nothing needed from the guest's libraries. Knows nothing of SSH, hypervisors or jobs.
 
@@ -21,6 +21,7 @@ pub mod kernel;
 pub mod memory;
 pub mod mounts;
 pub mod plan;
+pub mod postgres;
 pub mod report;
 pub mod script;
 pub mod serve;
