@@ -248,7 +248,7 @@ fn a_server_in_a_chroot_is_unreachable() {
     // A root of its own, with the programs, the libraries and the cluster at their usual paths.
     let prepare = format!(
         "set -e; new=$(mktemp -d {dir}/root.XXXX); mount -t tmpfs -o mode=755 root $new; \
-         for part in /usr /lib /lib64 /bin /etc /dev {dir}; do \
+         for part in /usr /lib /lib64 /bin /etc /dev /proc {dir}; do \
            if [ -e $part ]; then mkdir -p $new$part; mount --rbind $part $new$part; fi; done; exec chroot $new \
          setpriv --reuid={OWNER} --regid=65534 --clear-groups \"$0\" \"$@\";"
     );

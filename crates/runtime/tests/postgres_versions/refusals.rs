@@ -186,9 +186,7 @@ fn a_crash_during_the_checkpoint_is_a_lost_connection() {
     server.wait("the statement", || {
         server.sql("postgres", is_waiting)[0][0].as_deref() == Some("1")
     });
-    let backend = server
-        .child("postgres nobody [local] CHECKPOINT")
-        .to_string();
+    let backend = server.child("[local] CHECKPOINT").to_string();
     run(as_owner("/bin/kill", server.dir.path()).args(["-KILL", &backend]));
     let error = waiting.join().unwrap().unwrap_err();
     assert!(
