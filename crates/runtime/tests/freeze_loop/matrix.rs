@@ -21,7 +21,9 @@ const THAW_WITHIN_MS: u64 = LEASE_MS + 1_000;
 /// Time from the fault to the last thaw, and what else is worth telling.
 type Outcome = (u64, String);
 
-const CASES: [(&str, fn() -> Outcome); 22] = [
+type Case = (&'static str, fn() -> Outcome);
+
+const CASES: [Case; 22] = [
     ("no renewal", no_renewal),
     ("budget used up although renewed", budget_used),
     ("SIGKILL of main", || killed(Victim::Main, libc::SIGKILL)),
