@@ -72,7 +72,6 @@ pub fn run(setup: Setup) -> ! {
     }
     notes.extend(leave_cgroups());
     close_others(&setup);
-    memory::reserve();
     if let Err(e) = memory::lock() {
         notes.push(format!("the watchdog's memory could not be locked: {e}"));
     }
