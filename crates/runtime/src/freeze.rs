@@ -227,6 +227,28 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_freeze_that_completes_right_after_a_thaw_is_thawed_again() {
+        let shared = Shared::new(1, Lease::default()).unwrap();
+        let slot = &shared.slots()[0];
+        slot.begin();
+        let (mut frozen, mut tries) = (false, 0);
+        let thaw = || {
+            tries += 1;
+            if tries == 1 {
+                // FITHAW found nothing frozen; before it is back, the slow FIFREEZE completes.
+                frozen = true;
+                slot.returned(Ok(()), 0);
+                return Err(libc::EINVAL);
+            }
+            frozen = false;
+            Ok(())
+        };
+        thaw_until_settled(slot, || false, thaw);
+        assert!(!frozen, "EINVAL is no proof of a thaw while a freeze is in flight");
+        assert_eq!(tries, 2);
+    }
+
+    #[test]
     fn somebody_elses_freeze_is_never_thawed() {
         let shared = Shared::new(1, Lease::default()).unwrap();
         shared.start(kernel::now_us());
