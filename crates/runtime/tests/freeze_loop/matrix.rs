@@ -218,6 +218,8 @@ fn both_killed() -> Outcome {
     let bed = Bed::new();
     let (component, armed, hanging) = frozen(&bed);
     let fault = Instant::now();
+    // Two signals are never at once: stopped first, the watchdog cannot use the time in between.
+    send_signal(armed.watchdog_pid, libc::SIGSTOP);
     component.signal(libc::SIGKILL);
     send_signal(armed.watchdog_pid, libc::SIGKILL);
     std::thread::sleep(Duration::from_millis(THAW_WITHIN_MS));
