@@ -107,7 +107,7 @@ pub struct Hold {
     /// The proxy.
     pub proxy: ServerId,
     /// The number of this dispatch or recovery.
-    pub epoch: u64,
+    pub epoch: u32,
     /// When it was dispatched.
     pub since: Timestamp,
     /// What may have to be undone.
@@ -117,9 +117,9 @@ pub struct Hold {
     /// A person asked for the task to be cancelled.
     pub cancel_requested: bool,
     /// The freeze that was acknowledged and whose thaw was not confirmed yet.
-    pub frozen_id: Option<u64>,
+    pub frozen_id: Option<String>,
     /// The freeze whose thaw was confirmed.
-    pub thawed: Option<u64>,
+    pub thawed: Option<String>,
     /// The restore point, once it is verified and recorded. From then on no other proxy repeats the task.
     pub restore_point: Option<RestorePointId>,
 }
@@ -181,7 +181,7 @@ pub enum TaskState {
         /// Since when it waits for a slot; spilling into the next tier counts from here.
         since: Timestamp,
         /// The number of its last dispatch or recovery; 0 before the first.
-        epoch: u64,
+        epoch: u32,
         /// Proxies that had their turn.
         tried: Vec<ServerId>,
         /// Why the last of them lost it.
