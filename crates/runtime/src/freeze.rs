@@ -10,8 +10,8 @@
 //!
 //! Allocates nothing once created. Knows nothing of the proxy or the watchdog, except that the lease may end at any time.
 
-use crate::kernel::{self, Bell};
-use crate::shared::{End, Shared};
+use crate::kernel::{self, Bell, Errno};
+use crate::shared::{End, Shared, Slot};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
@@ -146,20 +146,7 @@ impl Inner {
     /// True when everything is frozen and the lease still holds.
     fn freeze_all(&self) -> bool {
         for (slot, fd) in self.shared.slots().iter().zip(self.fds.iter()) {
-            if self.shared.check(kernel::now_ms()).is_some() {
-                return false;
-            }
-            slot.begin();
-            // After `begin`, not before: see the argument in shared.rs.
-            if self.shared.ended().is_some() {
-                slot.skip();
-                return false;
-            }
-            let began_us = kernel::now_us();
-            let result = kernel::freeze(fd.as_fd());
-            slot.returned(result, kernel::now_us() - began_us);
-            if result.is_err() {
-                self.shared.end(End::FreezeFailed, kernel::now_ms());
+            if !freeze_one(&self.shared, slot, || kernel::freeze(fd.as_fd())) {
                 return false;
             }
         }
@@ -173,5 +160,89 @@ impl Inner {
                 slot.thaw_returned(result, kernel::now_us());
             }
         }
+    }
+}
+
+/// Freezes one superblock unless the freeze has ended. False when it was not frozen; a failure ends the freeze.
+pub fn freeze_one(shared: &Shared, slot: &Slot, freeze: impl FnOnce() -> Result<(), Errno>) -> bool {
+    if shared.check(kernel::now_ms()).is_some() {
+        return false;
+    }
+    slot.begin();
+    // After `begin`, not before: see the argument in shared.rs.
+    if shared.ended().is_some() {
+        slot.skip();
+        return false;
+    }
+    let began_us = kernel::now_us();
+    let result = freeze();
+    slot.returned(result, kernel::now_us() - began_us);
+    if result.is_err() {
+        shared.end(End::FreezeFailed, kernel::now_ms());
+    }
+    result.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::thaw_pool::thaw_until_settled;
+    use lull_guest_wire::Lease;
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicBool;
+
+    /// What the kernel does, without a kernel.
+    struct FileSystem(AtomicBool);
+
+    impl FileSystem {
+        fn freeze(&self) -> Result<(), Errno> {
+            std::thread::yield_now();
+            if self.0.swap(true, SeqCst) { Err(libc::EBUSY) } else { Ok(()) }
+        }
+
+        fn thaw(&self) -> Result<(), Errno> {
+            if self.0.swap(false, SeqCst) { Ok(()) } else { Err(libc::EINVAL) }
+        }
+    }
+
+    #[test]
+    fn no_freeze_slips_past_a_thaw_whoever_is_first() {
+        for round in 0..4_000 {
+            let shared = Shared::new(1, Lease::default()).unwrap();
+            shared.start(kernel::now_us());
+            let (file_system, ready) = (FileSystem(AtomicBool::new(false)), Barrier::new(2));
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    ready.wait();
+                    (0..round % 7).for_each(|_| std::hint::spin_loop());
+                    freeze_one(&shared, &shared.slots()[0], || file_system.freeze());
+                });
+                ready.wait();
+                (0..round % 11).for_each(|_| std::hint::spin_loop());
+                shared.end(End::Channel, kernel::now_ms());
+                thaw_until_settled(&shared.slots()[0], || false, || file_system.thaw());
+            });
+            assert!(!file_system.0.load(SeqCst), "frozen for good in round {round}");
+        }
+    }
+
+    #[test]
+    fn somebody_elses_freeze_is_never_thawed() {
+        let shared = Shared::new(1, Lease::default()).unwrap();
+        shared.start(kernel::now_us());
+        let file_system = FileSystem(AtomicBool::new(true));
+        assert!(!freeze_one(&shared, &shared.slots()[0], || file_system.freeze()));
+        assert_eq!(shared.ended(), Some(End::FreezeFailed));
+        thaw_until_settled(&shared.slots()[0], || false, || file_system.thaw());
+        assert!(file_system.0.load(SeqCst), "it must still be frozen");
+    }
+
+    #[test]
+    fn nothing_is_frozen_after_the_end() {
+        let shared = Shared::new(1, Lease::default()).unwrap();
+        shared.start(kernel::now_us());
+        shared.end(End::Ordered, kernel::now_ms());
+        assert!(!freeze_one(&shared, &shared.slots()[0], || panic!("FIFREEZE after the end")));
+        assert!(!shared.slots()[0].attempted() && !shared.slots()[0].in_ioctl());
     }
 }

@@ -189,6 +189,7 @@ pub fn arm(prepared: Prepared, lock: GuestLock, lease: Lease, bell: Arc<Bell>) -
         Err(message) => {
             let _ = lock.remove_folder();
             memory::unlock();
+            kernel::stop_hurrying();
             Err(ArmError::failed(message))
         }
     }
@@ -236,6 +237,7 @@ fn arm_locked(
         pid => pid,
     };
     drop((main_dead, watchdog_alive, confirm));
+    kernel::hurry();
     let mut guard = match confirmation(confirmed) {
         Ok(said) => {
             notes.extend(said);
@@ -332,6 +334,7 @@ impl Guard {
         }
         drop(self);
         memory::unlock();
+        kernel::stop_hurrying();
         true
     }
 }

@@ -170,7 +170,7 @@ impl Server {
             Ok(false) | Err(_) => self.cut = true,
         }
         loop {
-            match self.channel.next() {
+            match self.channel.next_order() {
                 Ok(Some(order)) => self.obey(order),
                 Ok(None) => return,
                 Err(e) => {
@@ -224,10 +224,8 @@ impl Server {
             Command::Quiesce(order) => self.start(id, "a quiesce", Phase::Idle, None, move |applications, _| {
                 Done::Answer(Ok(Answer::Quiesced(applications.quiesce(&order))), Vec::new())
             }),
-            Command::Release => self.start(id, "a release", Phase::Idle, None, |applications, _| {
-                applications.release();
-                Done::Answer(Ok(Answer::Done), Vec::new())
-            }),
+            // No kind of application holds anything between quiesce and release yet.
+            Command::Release => self.reply((id, Ok(Answer::Done))),
             Command::Arm(order) => self.arm(id, order),
             Command::Freeze(freeze) => match self.hold_of(freeze) {
                 Ok(hold) => hold.freeze(id),
