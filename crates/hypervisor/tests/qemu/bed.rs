@@ -187,10 +187,6 @@ impl Bed {
         self.control("quit", Value::Null).await;
         self.child.wait().unwrap();
     }
-
-    pub fn qemu_pid(&self) -> u32 {
-        self.child.id()
-    }
 }
 
 impl Drop for Bed {

@@ -95,9 +95,10 @@ async fn a_hanging_repository_stalls_the_copy_but_not_the_vm_and_is_swept_when_i
 async fn a_slow_repository_slows_the_copy_but_not_the_vm() {
     let bed = Bed::start(&[Style::Blockdev]).await;
     let mut slow = freezable(&bed.repository, 128);
+    let mut backup = bed.open().await.prepare(bed.order("rp1")).await.unwrap();
     bed.control("stop", serde_json::Value::Null).await;
     let reference = bed.reference();
-    let mut backup = bed.taken(bed.order("rp1")).await;
+    backup.snapshot(true).await.unwrap();
     bed.control("cont", serde_json::Value::Null).await;
     let load = bed.load();
     let hiccups = async {
@@ -174,7 +175,8 @@ async fn cancelled_at_every_stage() {
         drop(prepared);
         settled(&bed).await;
     }
-    undone(&bed, bed.open().await.prepare(bed.order("rp1")).await.unwrap()).await;
+    let prepared = bed.open().await.prepare(bed.order("rp1")).await.unwrap();
+    undone(&bed, prepared).await;
     undone(&bed, bed.taken(bed.order("rp2")).await).await;
     let mut order = bed.order("rp3");
     order.speed_bytes_per_s = Some(8 * MIB);
