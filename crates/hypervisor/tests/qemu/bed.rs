@@ -30,6 +30,8 @@ pub enum Style {
     Drive,
     /// `-blockdev` qcow2 over a backing image, virtio-blk.
     Overlay,
+    /// `-blockdev` qcow2 of the old version, which cannot keep a bitmap, virtio-blk.
+    OldQcow2,
 }
 
 pub struct Disk {
@@ -219,7 +221,8 @@ fn create_disk(dir: &Path, n: usize, style: Style, bytes: u64) -> Disk {
         tool("qemu-io", &["-f", "qcow2", "-c", &fill, str(&base)]);
         tool("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(&base), str(&disk.file)]);
     } else {
-        tool("qemu-img", &["create", "-q", "-f", disk.format(), str(&disk.file), &size]);
+        let options = if style == Style::OldQcow2 { "compat=0.10" } else { "nocow=off" };
+        tool("qemu-img", &["create", "-q", "-f", disk.format(), "-o", options, str(&disk.file), &size]);
         tool("qemu-io", &["-f", disk.format(), "-c", &fill, str(&disk.file)]);
     }
     disk
@@ -229,7 +232,7 @@ fn disk_arguments(n: usize, disk: &Disk) -> Vec<String> {
     let file = disk.file.display();
     let node = format!("driver={},node-name=disk{n},file.driver=file,file.filename={file}", disk.format());
     let arguments = match disk.style {
-        Style::Blockdev | Style::Overlay => vec!["-blockdev", &node, "-device", "virtio-blk-pci,drive=diskN,id=vdN"],
+        Style::Blockdev | Style::Overlay | Style::OldQcow2 => vec!["-blockdev", &node, "-device", "virtio-blk-pci,drive=diskN,id=vdN"],
         Style::IoThread => vec!["-blockdev", &node, "-device", "virtio-blk-pci,drive=diskN,id=vdN,iothread=io"],
         Style::ScsiRaw => vec!["-blockdev", &node, "-device", "scsi-hd,bus=scsi.0,drive=diskN,id=vdN"],
         Style::Drive => return vec!["-drive".into(), format!("if=virtio,format=qcow2,file={file}")],

@@ -9,6 +9,10 @@ use crate::bed::{Bed, MIB, Style, assert_same, copy, files_in};
 /// Under write load, the backup equals the disks at the instant of the snapshot.
 async fn backup_equals_the_instant(styles: &[Style]) {
     let bed = Bed::start(styles).await;
+    backup_equals_the_instant_of(&bed, styles).await;
+}
+
+async fn backup_equals_the_instant_of(bed: &Bed, styles: &[Style]) {
     for disk in 0..styles.len() {
         bed.write(disk, 0x22, 6 * MIB, 3 * MIB).await;
     }
@@ -72,6 +76,20 @@ async fn one_disk_in_an_io_thread() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_disk_over_a_backing_image() {
     backup_equals_the_instant(&[Style::Overlay]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_disk_of_the_old_qcow2_version() {
+    backup_equals_the_instant(&[Style::OldQcow2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disks_whose_size_is_no_multiple_of_a_cluster() {
+    let styles = [Style::ScsiRaw, Style::Blockdev];
+    let bed = Bed::start_sized(&styles, 64 * MIB + 3 * 512, &[]).await;
+    bed.write(0, 0x55, 64 * MIB, 3 * 512).await;
+    bed.write(1, 0x55, 64 * MIB - 512, 4 * 512).await;
+    backup_equals_the_instant_of(&bed, &styles).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
