@@ -44,21 +44,9 @@ test|git|tests that look at the checkout'
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
-# A cargo that is recent enough serves wherever it came from.
-rust_wanted=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' "$checkout/Cargo.toml" | head -n 1)
+# shellcheck source=testbed/rust.sh
+. "$checkout/testbed/rust.sh"
 [ -n "$rust_wanted" ] || fail 1 "found no rust-version in $checkout/Cargo.toml"
-cargo_is_recent() { # PROGRAM
-  local have
-  have=$("$1" --version 2>/dev/null | cut -d ' ' -f 2) && [ -n "$have" ] &&
-    [ "$(printf '%s\n%s\n' "$rust_wanted" "$have" | sort -V | head -n 1)" = "$rust_wanted" ]
-}
-recent_cargo() {
-  local c
-  for c in "$(command -v cargo || true)" "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" /usr/bin/cargo; do
-    if [ -n "$c" ] && [ -x "$c" ] && cargo_is_recent "$c"; then echo "$c"; return 0; fi
-  done
-  return 1
-}
 
 missing=()
 while IFS='|' read -r for packages why; do
@@ -72,6 +60,7 @@ done <<<"$groups"
 rust=()
 if ! recent_cargo >/dev/null; then
   rust=(cargo-web rustc-web)
+  [ "$purpose" = demo ] || rust+=(rustfmt-web)
   say "missing: ${rust[*]} (builds Lull; no cargo of Rust $rust_wanted or later was found on PATH or in ~/.cargo/bin)"
 fi
 
