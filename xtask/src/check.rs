@@ -10,6 +10,7 @@ use std::process::Command;
 mod documents;
 mod layers;
 mod sources;
+mod suites;
 
 /// Runs all checks over this checkout.
 ///
@@ -19,8 +20,10 @@ pub fn run() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the checkout")?;
     let mut findings = Vec::new();
 
-    let graph = layers::Graph::from_metadata(&cargo_metadata(root)?)?;
+    let metadata = cargo_metadata(root)?;
+    let graph = layers::Graph::from_metadata(&metadata)?;
     findings.extend(layers::violations(&graph));
+    findings.extend(suites::forgotten(&metadata, &read(root, Path::new("testbed/suites.sh"))?)?);
 
     let files = tracked_files(root)?;
     for file in files.iter().filter(|f| f.extension().is_some_and(|e| e == "md")) {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 mod check;
 
-const USAGE: &str = "usage: cargo xtask check    the dependency rule, paths named in documents, form of source files";
+const USAGE: &str = "usage: cargo xtask check    the dependency rule, forgotten test targets, paths named in documents, form of source files";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
