@@ -36,6 +36,7 @@ mod failure;
 mod run;
 
 pub use advance::{IllegalEvent, advance};
+pub use debts::{FinalAccount, owed_after_finish};
 pub use event::{Action, Ignored, ProxyReport, RecoveryPart, TaskEvent, Transition};
 pub use failure::{Hop, Outcome, TaskFailure};
 pub use run::{SessionEvent, SessionState, TaskCounts, advance_session, count, session_outcome};
@@ -49,9 +50,9 @@ pub const RECOVERY_WAIT_MS_MAX: u64 = 60_000;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Owed {
-    /// Something of ours may be in the guest.
+    /// Something of ours may be in the guest, or hold an application there.
     pub guest: bool,
-    /// A file system of the guest may be frozen, or an application held.
+    /// A file system of the guest may be frozen.
     pub frozen: bool,
     /// Something of ours may be in the hypervisor.
     pub hypervisor: bool,
@@ -106,7 +107,7 @@ pub struct Hold {
     /// The proxy.
     pub proxy: ServerId,
     /// The number of this dispatch or recovery.
-    pub epoch: u32,
+    pub epoch: u64,
     /// When it was dispatched.
     pub since: Timestamp,
     /// What may have to be undone.
@@ -116,9 +117,9 @@ pub struct Hold {
     /// A person asked for the task to be cancelled.
     pub cancel_requested: bool,
     /// The freeze that was acknowledged and whose thaw was not confirmed yet.
-    pub frozen_id: Option<String>,
+    pub frozen_id: Option<u64>,
     /// The freeze whose thaw was confirmed.
-    pub thawed: Option<String>,
+    pub thawed: Option<u64>,
     /// The restore point, once it is verified and recorded. From then on no other proxy repeats the task.
     pub restore_point: Option<RestorePointId>,
 }
@@ -180,7 +181,7 @@ pub enum TaskState {
         /// Since when it waits for a slot; spilling into the next tier counts from here.
         since: Timestamp,
         /// The number of its last dispatch or recovery; 0 before the first.
-        epoch: u32,
+        epoch: u64,
         /// Proxies that had their turn.
         tried: Vec<ServerId>,
         /// Why the last of them lost it.

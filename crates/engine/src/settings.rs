@@ -192,7 +192,7 @@ pub struct GuestProcessing {
     pub proxies: ProxyPolicy,
     /// Default credentials.
     pub credentials: GuestCredentials,
-    /// The guest thaws by itself this long after the last renewal. Default 5 000, 2 000 to 30 000.
+    /// The guest thaws by itself this long after the last renewal. Default 5 000, 2 000 to 60 000.
     pub lease_ms: u64,
     /// The guest thaws by itself this long after the first file system was frozen. Default 30 000, 1 000 to 60 000.
     pub freeze_budget_ms: u64,

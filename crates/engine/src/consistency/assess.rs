@@ -55,7 +55,8 @@ fn judge_file_system(fs: &FileSystemEvidence, evidence: &Evidence, window: Optio
         superblock: fs.superblock,
         mount_points: fs.mount_points.clone(),
         level,
-        counts: !matches!(fs.role, Role::Other),
+        counts: !matches!(fs.role, Role::Other)
+            || evidence.applications.iter().any(|app| app.superblocks.contains(&fs.superblock)),
         reason,
     }
 }
@@ -127,8 +128,8 @@ fn judge_vm(
     // Every bound on the VM's level with its reason; the lowest decides, and all below the best are told.
     let mut bounds: Vec<(Option<ConsistencyLevel>, Reason)> = Vec::new();
     if !evidence.file_systems.iter().any(|fs| matches!(fs.role, Role::Root { .. })) {
-        let level = evidence.snapshot.atomic.then_some(ConsistencyLevel::Crash);
-        bounds.push((level, Reason::RootUnknown));
+        // Not even whether it is in the snapshot.
+        bounds.push((None, Reason::RootUnknown));
     }
     for fs in file_systems.iter().filter(|fs| fs.counts) {
         if let Some(reason) = &fs.reason {

@@ -4,7 +4,40 @@
 use super::{
     Action, AfterRecovery, Ending, Hold, Owed, RECOVERY_ATTEMPTS_MAX, RECOVERY_WAIT_MS_MAX, RecoveryPart, TaskState,
 };
+use crate::timeline::Step;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// What a proxy says at its end about what it left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FinalAccount {
+    /// A fresh look into the guest found nothing of ours.
+    pub guest_clean: bool,
+    /// A look at the hypervisor found nothing of ours that is not owed, and no partial file is left.
+    pub hypervisor_clean: bool,
+}
+
+/// What a task still owes when its proxy has finished, for [`super::ProxyReport::Finished`]: what the steps that were
+/// begun may have left, less what the proxy's account clears. Reports arrive in order and the proxy does nothing more,
+/// so here a step that was never begun counts as not done. A clean guest is no proof of a thaw: with runtime component
+/// and watchdog killed, nothing of ours is left and the file system is still frozen.
+pub fn owed_after_finish(state: &TaskState, account: &FinalAccount) -> Owed {
+    let (hold, step) = match state {
+        TaskState::Running { hold, step, .. } => (hold, *step),
+        // It finished without beginning a step.
+        TaskState::Dispatched { .. } | TaskState::Waiting { .. } => return Owed::default(),
+        TaskState::Recovering { hold, .. } => return hold.owed.clone(),
+        TaskState::Finished { still_owed, .. } => return still_owed.clone(),
+    };
+    let hypervisor = step >= Step::Inventory && !account.hypervisor_clean;
+    hold.owed.at_most(&Owed {
+        guest: step >= Step::Deploy && !account.guest_clean,
+        frozen: step >= Step::Freeze,
+        hypervisor,
+        partial_file: hold.owed.partial_file.clone().filter(|_| hypervisor),
+    })
+}
 
 /// Leaves the proxy: recovers what is owed, or settles at once where nothing is.
 pub(super) fn leave(mut hold: Hold, then: AfterRecovery, now: Timestamp, actions: &mut Vec<Action>) -> TaskState {

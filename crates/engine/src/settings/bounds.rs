@@ -3,7 +3,8 @@
 use super::{GuestProcessing, Indexing, Scripts, TransactionLogs};
 use std::ops::RangeInclusive;
 
-const LEASE_MS: RangeInclusive<u64> = 2_000..=30_000;
+// Shorter than two renewals, a lease would expire on one lost packet.
+const LEASE_MS: RangeInclusive<u64> = 2_000..=60_000;
 // VSS writers stay frozen for at most 60 s; nothing of ours holds longer.
 const FREEZE_BUDGET_MS: RangeInclusive<u64> = 1_000..=60_000;
 const SCRIPT_TIMEOUT_MS: RangeInclusive<u64> = 1_000..=3_600_000;
