@@ -26,6 +26,7 @@ done
 # Runs in the guest; one connection for all of it.
 guest_part=$(
   cat <<'END'
+echo # a noisy profile may have left its last line open
 cd /
 psql_() { runuser -u postgres -- psql -X -A -t -F ' ' -d pgbench -c "$1"; }
 start=$(date +%s%N)

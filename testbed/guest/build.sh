@@ -16,8 +16,14 @@ set -euo pipefail
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 # shellcheck source=testbed/guest/accounts.sh
 . "$guest_dir/accounts.sh"
+# shellcheck source=testbed/guest/packages.sh
+. "$guest_dir/packages.sh"
 # shellcheck source=testbed/guest/small-root.sh
 . "$guest_dir/small-root.sh"
+# shellcheck source=testbed/guest/systemd-root.sh
+. "$guest_dir/systemd-root.sh"
+# shellcheck source=testbed/guest/postgres.sh
+. "$guest_dir/postgres.sh"
 
 variant=${1:-} out=${2:-}
 case $variant in pg | full | systemd) ;; *) sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2 ;; esac
@@ -38,7 +44,14 @@ exec 9>"$LULL_TESTBED/images/.$variant.lock"
 flock 9
 
 kernel=$("$guest_dir/kernel.sh" 9>&-)
-hash=$({ cat "$guest_dir"/{build,lib,accounts,small-root,kernel}.sh "$guest_dir"/files/* "$key.pub"; echo "$kernel"; } | sha256sum | cut -c 1-12)
+# All that makes this variant; the others' scripts are not among it.
+makers=(build.sh lib.sh kernel.sh packages.sh accounts.sh postgres.sh)
+case $variant in
+  pg) makers+=(small-root.sh files/tinyinit) ;;
+  full) makers+=(small-root.sh files/tinyinit second-disk.sh) ;;
+  systemd) makers+=(systemd-root.sh) ;;
+esac
+hash=$({ cd "$guest_dir"; cat "${makers[@]}" "$key.pub"; echo "$kernel"; } | sha256sum | cut -c 1-12)
 image=$LULL_TESTBED/images/$variant-$hash.qcow2
 
 own() { [ -z "${LULL_TESTBED_OWNER:-}" ] || chown -R "$LULL_TESTBED_OWNER" "$LULL_TESTBED"; }
@@ -51,13 +64,13 @@ finish() {
 [ ! -f "$image" ] || finish
 
 work=$(mktemp -d "$LULL_TESTBED/images/build.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+trap '"$guest_dir/vm.sh" stop --all --dir "$work"; rm -rf "$work"' EXIT
 root=$work/root
 
 guest_modules() { # ROOT: the modules a guest may need, from the kernel all guests boot
   local release m file
   release=$(cat "$kernel/release")
-  for m in virtio_pci virtio_blk virtio_net virtio_console virtio_rng xfs btrfs vfat nls_cp437 nls_ascii dm_mod dm_snapshot loop overlay fuse; do
+  for m in virtio_pci virtio_blk virtio_net virtio_console virtio_rng xfs btrfs vfat nls_cp437 nls_ascii dm_mod dm_snapshot loop overlay fuse autofs4 configfs; do
     modprobe -d "$kernel/modules" -S "$release" --show-depends "$m" 2>/dev/null | awk '$1 == "insmod" { print $2 }' || true
   done | awk '!seen[$0]++' | while read -r file; do
     install -D -m 644 "$file" "$1/lib/modules/$release/${file#*/lib/modules/"$release"/}"
@@ -66,14 +79,33 @@ guest_modules() { # ROOT: the modules a guest may need, from the kernel all gues
   depmod -b "$1" "$release"
 }
 
+second_disk() { # the guest itself partitions, formats and mounts its second disk: it has the device mapper, we may not
+  local started
+  started=$(now_ms)
+  qemu-img create -q -f qcow2 "$work/blank.qcow2" 1G
+  "$guest_dir/vm.sh" start setup --image "$work/disk.qcow2" --disk "$work/blank.qcow2" --dir "$work" --wait >/dev/null 9>&-
+  "$guest_dir/vm.sh" ssh setup --dir "$work" -- bash -s <"$guest_dir/second-disk.sh" >"$work/second-disk.log" 2>&1 ||
+    { cat "$work/second-disk.log" >&2; "$guest_dir/vm.sh" stop setup --dir "$work"; die "the second disk could not be laid out (the guest's lines above say why)"; }
+  "$guest_dir/vm.sh" shutdown setup --dir "$work"
+  qemu-img convert -O qcow2 "$work/setup.qcow2" "$work/disk-set-up.qcow2"
+  qemu-img convert -O qcow2 "$work/setup.disk1.qcow2" "$work/disk1.qcow2"
+  mv "$work/disk-set-up.qcow2" "$work/disk.qcow2"
+  say "second disk laid out by the guest in $(seconds_since "$started") s"
+}
+
 say "guest $variant: building $(basename "$image")"
-small_root "$root" "$variant" "$work"
+case $variant in
+  systemd) systemd_root "$root" "$work" ;;
+  *) small_root "$root" "$variant" "$work" ;;
+esac
 started=$(now_ms)
 guest_modules "$root"
 truncate -s 2G "$work/disk.raw"
 mkfs.ext4 -q -F -L root -E lazy_itable_init=0,lazy_journal_init=0 -d "$root" "$work/disk.raw"
 qemu-img convert -O qcow2 "$work/disk.raw" "$work/disk.qcow2"
 say "disk made in $(seconds_since "$started") s: root $(du -sm "$root" | cut -f 1) MB, image $(du -m "$work/disk.qcow2" | cut -f 1) MB"
+[ "$variant" != full ] || second_disk
+[ ! -f "$work/disk1.qcow2" ] || install -m 444 "$work/disk1.qcow2" "${image%.qcow2}.disk1.qcow2"
 chmod 444 "$work/disk.qcow2"
 mv "$work/disk.qcow2" "$image"
 finish

@@ -12,20 +12,6 @@ small_packages='base-files base-passwd bash coreutils dash sed grep mawk gzip ta
   diffutils e2fsprogs postgresql'
 full_packages='lvm2 dmsetup xfsprogs dosfstools fdisk'
 
-fetch_packages() { # FOLDER PACKAGE...: the packages and all they depend on, once
-  local folder=$1 started
-  shift
-  [ ! -f "$folder/.done" ] || { say "packages: cached"; return 0; }
-  rm -rf "$folder"
-  mkdir -p "$folder/partial"
-  started=$(now_ms)
-  apt-get -qq -o Dir::State::status=/dev/null -o Dir::Cache::archives="$folder" -o APT::Install-Recommends=false \
-    -o APT::Sandbox::User=root -o Debug::NoLocking=1 --download-only -y install "$@" >/dev/null ||
-    die "could not download the guest's packages (apt-get's lines above say why; 'apt-get update' refreshes stale lists)"
-  touch "$folder/.done"
-  say "packages: downloads $(seconds_since "$started") s ($(find "$folder" -name '*.deb' | wc -l) packages, $(du -sm "$folder" | cut -f 1) MB)"
-}
-
 small_root() {
   local root=$1 variant=$2 work=$3 packages folder
   packages=$small_packages
@@ -39,15 +25,17 @@ small_root() {
   real_pam "$root"
   test_accounts "$root"
   ssh_server "$root"
+  postgres_account "$root"
   postgres_cluster "$root" "$work"
   install -m 755 "$guest_dir/files/tinyinit" "$root/sbin/tinyinit"
 }
 
 unpack_packages() { # ROOT FOLDER
-  mkdir -p "$1"
+  local d
+  for d in bin sbin lib lib32 lib64 libx32; do mkdir -p "$1/usr/$d"; ln -s "usr/$d" "$1/$d"; done # /usr is merged, as in any Debian 12
   # PostgreSQL's JIT drags in LLVM, a third of the whole image; it is left out, and jit is off in postgresql.conf.
   # shellcheck disable=SC2016 # the inner shell expands
-  find "$2" -name '*.deb' -print0 | xargs -0 -P 2 -n 1 sh -c 'dpkg-deb --fsys-tarfile "$1" | tar -x -C "$0" \
+  find "$2" -name '*.deb' -print0 | xargs -0 -P 2 -n 1 sh -c 'dpkg-deb --fsys-tarfile "$1" | tar -x --keep-directory-symlink -C "$0" \
     --exclude=./usr/share/doc --exclude=./usr/share/man --exclude=./usr/share/locale --exclude=./usr/share/info \
     --exclude=./usr/share/i18n --exclude="./usr/lib/*/gconv" --exclude="./usr/lib/*/libLLVM*" --exclude="./usr/lib/*/libz3*" \
     --exclude="./usr/lib/postgresql/*/lib/bitcode" --exclude="./usr/lib/llvm*"' "$1"
@@ -74,11 +62,7 @@ base_configuration() { # ROOT
   rm -rf "$root/var/run" "$root/var/lock" # some package may ship them as folders
   ln -s /run "$root/var/run"
   ln -s /run/lock "$root/var/lock"
-  # Programs that run in the root before it boots want these.
-  [ -c "$root/dev/null" ] || mknod -m 666 "$root/dev/null" c 1 3
-  [ -c "$root/dev/urandom" ] || mknod -m 666 "$root/dev/urandom" c 1 9
-  mkdir -p "$root/dev/shm"
-  chmod 1777 "$root/dev/shm"
+  device_nodes "$root"
   printf 'passwd: files\ngroup: files\nshadow: files\nhosts: files\n' >"$root/etc/nsswitch.conf"
   echo '127.0.0.1 localhost guest' >"$root/etc/hosts"
   echo guest >"$root/etc/hostname"
@@ -101,43 +85,4 @@ real_pam() { # ROOT: what pam-auth-update makes of Debian's defaults: passwords 
     'session required pam_unix.so' | tee "$pam/common-session" >"$pam/common-session-noninteractive"
   printf '%s\n' 'password [success=1 default=ignore] pam_unix.so obscure yescrypt' 'password requisite pam_deny.so' \
     'password required pam_permit.so' >"$pam/common-password"
-}
-
-postgres_cluster() { # ROOT WORK: a cluster as Debian lays it out below /var/lib, filled by pgbench; runs PostgreSQL in a chroot
-  local root=$1 work=$2 bin data version
-  bin=$(cd "$root" && echo usr/lib/postgresql/*/bin)
-  version=$(basename "$(dirname "$bin")")
-  data=/var/lib/postgresql/$version/main
-  chroot "$root" groupadd --system postgres
-  chroot "$root" useradd --system -g postgres -d /var/lib/postgresql -s /bin/bash postgres
-  mkdir -p "$root$data" "$root/var/log/postgresql" "$root/run/postgresql"
-  chroot "$root" chown -R postgres:postgres /var/lib/postgresql /var/log/postgresql /run/postgresql
-  chmod 700 "$root$data"
-  cat >"$work/fill.sh" <<END
-set -e
-cd /
-export HOME=/var/lib/postgresql LC_ALL=C.UTF-8 PATH=/$bin:\$PATH
-initdb --data-checksums --auth-local=peer --auth-host=scram-sha-256 --no-sync -D $data
-cat >>$data/postgresql.conf <<CONF
-unix_socket_directories = '/run/postgresql'
-listen_addresses = '127.0.0.1'
-jit = off
-shared_buffers = 32MB
-min_wal_size = 32MB
-max_wal_size = 128MB
-CONF
-pg_ctl -s -w -l /var/log/postgresql/postgresql.log -D $data -o "-c listen_addresses='' -c fsync=off" start
-createdb pgbench
-pgbench -q -i -s 2 pgbench
-psql -q -d pgbench -c 'CREATE EXTENSION amcheck'
-pg_ctl -s -m fast -D $data stop
-: >/var/log/postgresql/postgresql.log
-END
-  cp "$work/fill.sh" "$root/tmp/fill.sh"
-  chroot --userspec=postgres:postgres "$root" /bin/bash /tmp/fill.sh >"$work/postgres.log" 2>&1 ||
-    { cat "$work/postgres.log" >&2; die "PostgreSQL could not be prepared in the guest's root (its lines above say why)"; }
-  rm -f "$root/tmp/fill.sh"
-  local p
-  mkdir -p "$root/usr/local/bin"
-  for p in psql pgbench pg_amcheck pg_isready; do ln -s "/$bin/$p" "$root/usr/local/bin/$p"; done
 }

@@ -178,7 +178,7 @@ wait_for() {
       read -r -t 3 -u 7 banner || true
       exec 7>&-
     fi
-    if [[ $banner == SSH-* ]] && ssh_to root 10 true 2>/dev/null </dev/null; then break; fi
+    if [[ $banner == SSH-* ]] && ssh_to root 10 true >/dev/null 2>&1 </dev/null; then break; fi
     [ $(($(now_ms) - started)) -lt $((timeout * 1000)) ] || die "$name: no login within $timeout s. Its last words: $(tail -n 5 "$dir/$name.console")"
     sleep 0.2
   done

@@ -19,6 +19,7 @@ pub struct ServerStatus {
 
 /// A hypervisor host to add.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct NewHost {
     /// Unique name.
     pub name: String,
@@ -93,6 +94,7 @@ pub struct VmChange {
 
 /// A host key that a person accepts in place of the pinned one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct AcceptHostKey {
     /// `SHA256:…` of the key that the guest showed, to be sure which one is meant.
     pub fingerprint: String,
@@ -298,4 +300,37 @@ pub struct Finding {
     pub text: String,
     /// What to do.
     pub remedy: Option<String>,
+}
+
+/// Changes to a credential: absent members stay as they are. A password or a private key replaces the login there was.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CredentialChange {
+    /// New name.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Account in the guest.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Password of the account, or
+    #[serde(default)]
+    pub password: Option<String>,
+    /// a private key (PEM or OpenSSH), with
+    #[serde(default)]
+    pub private_key: Option<String>,
+    /// its passphrase.
+    #[serde(default)]
+    pub passphrase: Option<String>,
+    /// How the account becomes root.
+    #[serde(default)]
+    pub elevation: Option<Elevation>,
+    /// Password that the elevation asks for; an empty string removes it.
+    #[serde(default)]
+    pub elevation_password: Option<String>,
+}
+
+impl std::fmt::Debug for CredentialChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CredentialChange").field("name", &self.name).field("user", &self.user).finish_non_exhaustive()
+    }
 }

@@ -113,3 +113,12 @@ pub struct SavedJob {
     /// Things worth knowing that do not prevent it from running.
     pub warnings: Vec<String>,
 }
+
+/// What the validation of a job has to say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JobValidation {
+    /// What prevents the job from being saved.
+    pub errors: Vec<String>,
+    /// Things worth knowing that do not.
+    pub warnings: Vec<String>,
+}

@@ -218,6 +218,7 @@ pub enum EventKind {
 
 /// How a `quiesce` command ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct HoldEnd {
     /// Whether it succeeded.
     pub succeeded: bool,

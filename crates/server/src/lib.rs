@@ -1,1 +1,91 @@
-//! The backup server: store, runner, REST, recovery.
+//! The backup server: it keeps the infrastructure, the jobs and the sessions, chooses proxies, has them work, and
+//! answers the REST interface.
+//!
+//! Entry point: [`run`]. It knows how to speak to a proxy but not what a proxy does inside a guest; what follows from
+//! an event is decided by `lull-engine` alone.
+
+use futures::future::BoxFuture;
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use tokio::{io::DuplexStream, sync::oneshot};
+
+mod error;
+mod hub;
+mod infrastructure;
+mod instant;
+mod proxies;
+pub mod rest;
+mod runner;
+mod secrets;
+mod server;
+mod state_dir;
+mod store;
+
+pub use error::ServerError;
+
+/// Name of the backup server in the list of managed servers.
+pub const BACKUP_SERVER_NAME: &str = "backup-server";
+
+/// Serves `proxy-wire` on one in-memory stream until that stream closes. Called once for each connection: again after
+/// a connection broke.
+pub type ServeProxy = Arc<dyn Fn(DuplexStream) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// A guest interaction proxy that lives in this process.
+#[derive(Clone)]
+pub struct LocalProxy {
+    /// Name of its managed server.
+    pub name: String,
+    /// Whether it is the backup server's own.
+    pub is_backup_server: bool,
+    /// How it is reached.
+    pub serve: ServeProxy,
+}
+
+impl LocalProxy {
+    /// The backup server's own proxy.
+    pub fn embedded(serve: ServeProxy) -> Self {
+        LocalProxy { name: BACKUP_SERVER_NAME.to_string(), is_backup_server: true, serve }
+    }
+}
+
+/// What a server needs to run.
+pub struct ServerConfig {
+    /// Folder that holds `lull.db`, `secret.key`, `admin-token`; created with mode 0700.
+    pub state_dir: PathBuf,
+    /// Address of the REST interface; port 0 takes any free one. Anything but loopback is refused, since it needs TLS.
+    pub listen: SocketAddr,
+    /// Proxies in this process; [`LocalProxy::embedded`] is one of them.
+    pub proxies: Vec<LocalProxy>,
+    /// Told once, when the server answers requests.
+    pub ready: Option<oneshot::Sender<Ready>>,
+}
+
+impl ServerConfig {
+    /// A server with its embedded proxy alone.
+    pub fn new(state_dir: PathBuf, listen: SocketAddr, embedded: ServeProxy) -> Self {
+        ServerConfig { state_dir, listen, proxies: vec![LocalProxy::embedded(embedded)], ready: None }
+    }
+}
+
+/// Where a started server answers.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    /// Address of the REST interface, with the port that was taken.
+    pub address: SocketAddr,
+    /// File that holds the bearer token.
+    pub token_file: PathBuf,
+    /// Tasks that an earlier run left open and that are being recovered.
+    pub recovering_tasks: u32,
+}
+
+/// Runs the server until `shutdown` resolves; then it takes no new work, cancels running tasks, waits (bounded) until
+/// their guests are as before, and returns.
+///
+/// Dropping the future stops everything at once, like a kill: what is owed to guests stands in the store and the next
+/// start sees to it. So a second signal is served by dropping it.
+pub async fn run(
+    config: ServerConfig,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ServerError> {
+    let _ = (config, shutdown);
+    todo!()
+}

@@ -1,0 +1,117 @@
+//! Jobs and their settings.
+
+use super::table::{facts, or_dash, table};
+use super::text::list as sentence;
+use super::{Look, units};
+use lull_api::job::{GuestSettings, Job, SavedJob};
+
+/// Jobs.
+pub fn list(jobs: &[Job], look: &Look) -> String {
+    let rows = jobs.iter().map(|job| {
+        vec![
+            job.name.clone(),
+            sentence(&job.vms),
+            job.repository.clone(),
+            or_dash(job.guest.application_aware.as_deref()),
+            job.last_session.map_or("-".into(), |id| id.to_string()),
+            or_dash(job.last_result.as_deref()),
+        ]
+    });
+    let nothing = "There is no job yet; `lull job create NAME --vm VM --repository REPOSITORY` makes one.";
+    table(look, &["job", "vms", "repository", "application-aware", "last session", "result"], rows.collect(), nothing)
+}
+
+/// One job with every setting.
+pub fn job(job: &Job, look: &Look) -> String {
+    let mut sheet =
+        vec![("job", job.name.clone()), ("vms", job.vms.join("\n")), ("repository", job.repository.clone())];
+    sheet.extend(settings(&job.guest));
+    if let Some(session) = job.last_session {
+        let result = job.last_result.as_deref().unwrap_or("running");
+        sheet.push(("last session", format!("{session}, {result}")));
+    }
+    facts(look, &sheet)
+}
+
+/// A job as it was saved. The warnings are said elsewhere, on stderr.
+pub fn saved(saved: &SavedJob, look: &Look) -> String {
+    job(&saved.job, look)
+}
+
+fn settings(guest: &GuestSettings) -> Vec<(&'static str, String)> {
+    let script = |text: &Option<String>| match text.as_deref() {
+        None | Some("") => String::new(),
+        Some(text) => format!("{} lines, {}", text.lines().count(), units::bytes(text.len() as u64)),
+    };
+    let seconds = |s: Option<u64>| s.map(|s| units::duration(s.saturating_mul(1_000_000))).unwrap_or_default();
+    let ms = |ms: Option<u64>| ms.map(|ms| units::duration(ms.saturating_mul(1_000))).unwrap_or_default();
+    let proxy = match (guest.guest_interaction_proxy.as_deref(), &guest.preferred_servers) {
+        (Some("prefer"), servers) => {
+            let servers = servers.as_deref().unwrap_or_default().join(", ");
+            format!("prefer {servers}; else {}", guest.fallback.as_deref().unwrap_or("backup-server"))
+        }
+        (other, _) => other.unwrap_or_default().to_string(),
+    };
+    let limit = match guest.copy_limit_bytes_per_s {
+        None => String::new(),
+        Some(0) => "none".to_string(),
+        Some(limit) => format!("{}/s", units::bytes(limit)),
+    };
+    vec![
+        ("application-aware", guest.application_aware.clone().unwrap_or_default()),
+        ("checkpoint", guest.checkpoint.map(|on| if on { "yes" } else { "no" }.to_string()).unwrap_or_default()),
+        ("checkpoint timeout", seconds(guest.checkpoint_timeout_s)),
+        ("scripts", guest.scripts.clone().unwrap_or_default()),
+        ("pre-freeze script", script(&guest.pre_freeze_script)),
+        ("post-thaw script", script(&guest.post_thaw_script)),
+        ("script timeout", seconds(guest.script_timeout_s)),
+        ("lease", ms(guest.lease_ms)),
+        ("freeze budget", ms(guest.freeze_budget_ms)),
+        ("not frozen", guest.exclude_mount_points.clone().unwrap_or_default().join("\n")),
+        ("proxy", proxy),
+        ("copy limit", limit),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_shows_the_settings_that_hold() {
+        let job_shown = Job {
+            id: uuid::Uuid::nil(),
+            name: "nightly".into(),
+            vms: vec!["pg".into()],
+            repository: "disk".into(),
+            guest: GuestSettings {
+                application_aware: Some("try".into()),
+                pre_freeze_script: Some("#!/bin/sh\ntrue\n".into()),
+                script_timeout_s: Some(600),
+                lease_ms: Some(5_000),
+                guest_interaction_proxy: Some("prefer".into()),
+                preferred_servers: Some(vec!["a".into(), "b".into()]),
+                fallback: Some("none".into()),
+                copy_limit_bytes_per_s: Some(0),
+                ..GuestSettings::default()
+            },
+            last_session: Some(7),
+            last_result: Some("success".into()),
+        };
+        assert_eq!(
+            job(&job_shown, &Look::plain(None)),
+            "\
+job                 nightly
+vms                 pg
+repository          disk
+application-aware   try
+pre-freeze script   2 lines, 15 B
+script timeout      10 min 00 s
+lease               5.0 s
+proxy               prefer a, b; else none
+copy limit          none
+last session        7, success
+"
+        );
+    }
+}

@@ -1,0 +1,107 @@
+//! Sessions and restore points as lists.
+
+use super::table::{facts, or_dash, table};
+use super::text::list as sentence;
+use super::{Look, session, units};
+use lull_api::infrastructure::{RestorePoint, Verification};
+use lull_api::session::SessionSummary;
+
+/// Sessions.
+pub fn sessions(sessions: &[SessionSummary], look: &Look) -> String {
+    let rows = sessions.iter().map(|summary| {
+        let took = units::between_us(&summary.started_at, summary.ended_at.as_deref(), look);
+        vec![
+            summary.id.to_string(),
+            summary.result.clone().unwrap_or_else(|| summary.state.clone()),
+            session::purpose(summary),
+            units::time(&summary.started_at, look),
+            took.map(units::duration).unwrap_or_default(),
+            sentence(&summary.vms),
+        ]
+    });
+    table(look, &["session", "result", "of", "started", "took", "vms"], rows.collect(), "There is no session yet.")
+}
+
+/// Restore points.
+pub fn restore_points(points: &[RestorePoint], look: &Look) -> String {
+    let rows = points.iter().map(|point| {
+        vec![
+            point.id.to_string(),
+            point.vm.clone(),
+            units::time(&point.created_at, look),
+            point.level.clone(),
+            point.kind.clone(),
+            units::bytes(point.bytes),
+            or_dash(point.job.as_deref()),
+            point.repository.clone(),
+            or_dash(point.verified.as_deref()),
+        ]
+    });
+    let titles = ["restore point", "vm", "taken", "level", "kind", "size", "job", "repository", "verified"];
+    table(look, &titles, rows.collect(), "There is no restore point yet.")
+}
+
+/// One restore point.
+pub fn restore_point(point: &RestorePoint, look: &Look) -> String {
+    facts(
+        look,
+        &[
+            ("restore point", point.id.to_string()),
+            ("vm", point.vm.clone()),
+            ("taken", units::time(&point.created_at, look)),
+            ("level", point.level.clone()),
+            ("reasons", point.level_reasons.join("\n")),
+            ("kind", point.kind.clone()),
+            ("size", units::bytes(point.bytes)),
+            ("job", or_dash(point.job.as_deref())),
+            ("session", point.session.to_string()),
+            ("repository", point.repository.clone()),
+            ("folder", point.directory.clone()),
+            ("disks", point.disks.join("\n")),
+            ("verified", or_dash(point.verified.as_deref())),
+        ],
+    )
+}
+
+/// What a verification found.
+pub fn verification(verification: &Verification, look: &Look) -> String {
+    let verdict =
+        if verification.ok { look.paint(super::Tone::Good, "sound") } else { look.paint(super::Tone::Bad, "DAMAGED") };
+    let mut text = format!("{verdict}\n");
+    for finding in &verification.findings {
+        text.push_str(&format!("  {}\n", super::text::one_line(finding)));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_running_session_counts_up() {
+        let summary = SessionSummary {
+            id: 3,
+            kind: "rehearse".into(),
+            job: None,
+            state: "running".into(),
+            result: None,
+            started_at: "2026-03-01T11:59:58Z".into(),
+            ended_at: None,
+            vms: vec!["a".into(), "b".into()],
+        };
+        assert_eq!(
+            sessions(&[summary], &Look::plain(None)),
+            "\
+SESSION  RESULT   OF                   STARTED              TOOK   VMS
+3        running  rehearse of a and b  2026-03-01 11:59:58  2.0 s  a and b
+"
+        );
+    }
+
+    #[test]
+    fn a_damaged_restore_point_is_loud() {
+        let damaged = Verification { ok: false, findings: vec!["disk0.qcow2: 3 leaked clusters".into()] };
+        assert_eq!(verification(&damaged, &Look::plain(None)), "DAMAGED\n  disk0.qcow2: 3 leaked clusters\n");
+    }
+}
