@@ -183,13 +183,13 @@ pub struct ApplicationEvidence {
 #[serde(default)]
 pub struct WindowEvidence {
     /// The freeze that was acknowledged.
-    pub frozen_id: Option<String>,
+    pub frozen_id: Option<u64>,
     /// The acknowledgement came before the snapshot was sent.
     pub acknowledged_before_snapshot: bool,
     /// The snapshot had returned before the thaw was sent.
     pub snapshot_returned_before_thaw: bool,
     /// The freeze whose thaw was confirmed.
-    pub thawed_id: Option<String>,
+    pub thawed_id: Option<u64>,
     /// The guest confirmed that it was frozen without a gap from freeze to thaw.
     pub no_gap: bool,
 }

@@ -95,7 +95,7 @@ impl fmt::Display for Owed {
             parts.push("the hypervisor may still hold jobs, nodes or filters of this task".to_owned());
         }
         if let Some(file) = &self.partial_file {
-            parts.push(format!("the unfinished file {file} may still be there"));
+            parts.push(format!("an unfinished backup may still lie at {file}"));
         }
         if parts.is_empty() { f.write_str("nothing is left") } else { f.write_str(&parts.join(", ")) }
     }
@@ -107,7 +107,7 @@ pub struct Hold {
     /// The proxy.
     pub proxy: ServerId,
     /// The number of this dispatch or recovery.
-    pub epoch: u32,
+    pub epoch: u64,
     /// When it was dispatched.
     pub since: Timestamp,
     /// What may have to be undone.
@@ -117,9 +117,9 @@ pub struct Hold {
     /// A person asked for the task to be cancelled.
     pub cancel_requested: bool,
     /// The freeze that was acknowledged and whose thaw was not confirmed yet.
-    pub frozen_id: Option<String>,
+    pub frozen_id: Option<u64>,
     /// The freeze whose thaw was confirmed.
-    pub thawed: Option<String>,
+    pub thawed: Option<u64>,
     /// The restore point, once it is verified and recorded. From then on no other proxy repeats the task.
     pub restore_point: Option<RestorePointId>,
 }
@@ -181,7 +181,7 @@ pub enum TaskState {
         /// Since when it waits for a slot; spilling into the next tier counts from here.
         since: Timestamp,
         /// The number of its last dispatch or recovery; 0 before the first.
-        epoch: u32,
+        epoch: u64,
         /// Proxies that had their turn.
         tried: Vec<ServerId>,
         /// Why the last of them lost it.

@@ -197,15 +197,15 @@ fn sharpen(hold: &mut Hold, at: Option<(Step, Timestamp)>, report: &ProxyReport,
     match report {
         // Steps only move on, so a late report moves nothing back.
         ProxyReport::StepStarted { step } if *step > at.0 => at = (*step, now),
-        ProxyReport::Frozen { freeze_id } if hold.thawed.as_ref() != Some(freeze_id) => {
+        ProxyReport::Frozen { freeze_id } if hold.thawed != Some(*freeze_id) => {
             hold.owed.frozen = true;
-            hold.frozen_id = Some(freeze_id.clone());
+            hold.frozen_id = Some(*freeze_id);
         }
         // A thaw of another freeze than the one that is known says nothing about that one.
-        ProxyReport::Thawed { freeze_id } if hold.frozen_id.as_ref().is_none_or(|id| id == freeze_id) => {
+        ProxyReport::Thawed { freeze_id } if hold.frozen_id.is_none_or(|id| id == *freeze_id) => {
             hold.owed.frozen = false;
             hold.frozen_id = None;
-            hold.thawed = Some(freeze_id.clone());
+            hold.thawed = Some(*freeze_id);
         }
         ProxyReport::FileStarted { path } if hold.restore_point.is_none() => {
             hold.owed.partial_file = Some(path.clone());
@@ -323,7 +323,7 @@ fn while_recovering(state: &TaskState, event: &TaskEvent, now: Timestamp) -> Res
     Ok(to(next, actions))
 }
 
-fn epoch_of(state: &TaskState) -> Option<u32> {
+fn epoch_of(state: &TaskState) -> Option<u64> {
     match state {
         TaskState::Waiting { epoch, .. } => Some(*epoch),
         TaskState::Dispatched { hold } | TaskState::Running { hold, .. } | TaskState::Recovering { hold, .. } => {
@@ -333,7 +333,7 @@ fn epoch_of(state: &TaskState) -> Option<u32> {
     }
 }
 
-fn epoch_in(event: &TaskEvent) -> Option<u32> {
+fn epoch_in(event: &TaskEvent) -> Option<u64> {
     match event {
         TaskEvent::NotDelivered { epoch, .. }
         | TaskEvent::Report { epoch, .. }

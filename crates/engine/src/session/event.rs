@@ -25,12 +25,12 @@ pub enum ProxyReport {
     /// The guest acknowledged a freeze.
     Frozen {
         /// Which.
-        freeze_id: String,
+        freeze_id: u64,
     },
     /// The guest confirmed the thaw of that freeze.
     Thawed {
         /// Which.
-        freeze_id: String,
+        freeze_id: u64,
     },
     /// The hypervisor creates the backup file.
     FileStarted {
@@ -79,28 +79,28 @@ pub enum TaskEvent {
     /// The task never reached the proxy, for sure: no connection in all attempts, or the proxy declined it.
     NotDelivered {
         /// The dispatch it belongs to.
-        epoch: u32,
+        epoch: u64,
         /// What was seen, in words.
         cause: String,
     },
     /// A proxy reports.
     Report {
         /// The dispatch it belongs to.
-        epoch: u32,
+        epoch: u64,
         /// What it says.
         report: ProxyReport,
     },
     /// The restore point is verified and recorded in the store.
     RestorePointRecorded {
         /// The dispatch it belongs to.
-        epoch: u32,
+        epoch: u64,
         /// Its id.
         restore_point: RestorePointId,
     },
     /// The proxy died or went silent.
     ProxyLost {
         /// The dispatch it belongs to.
-        epoch: u32,
+        epoch: u64,
         /// What was seen, in words.
         cause: String,
     },
@@ -111,17 +111,17 @@ pub enum TaskEvent {
     /// The guest was thawed and swept, and a fresh look found nothing.
     GuestRecovered {
         /// The recovery it belongs to.
-        epoch: u32,
+        epoch: u64,
     },
     /// The hypervisor was swept, and the partial file is gone.
     HypervisorSwept {
         /// The recovery it belongs to.
-        epoch: u32,
+        epoch: u64,
     },
     /// A half of the recovery failed.
     RecoveryFailed {
         /// The recovery it belongs to.
-        epoch: u32,
+        epoch: u64,
         /// Which half.
         part: RecoveryPart,
         /// Why, in words.
@@ -138,20 +138,20 @@ pub enum Action {
         /// To whom.
         proxy: ServerId,
         /// The number of this dispatch.
-        epoch: u32,
+        epoch: u64,
     },
     /// Tell the proxy to cancel it.
     CancelOnProxy {
         /// Whom.
         proxy: ServerId,
         /// The number of its dispatch.
-        epoch: u32,
+        epoch: u64,
     },
     /// See to it that the guest is thawed and swept; answer with [`TaskEvent::GuestRecovered`] or
     /// [`TaskEvent::RecoveryFailed`].
     RecoverGuest {
         /// The number of this recovery; a component of an older one is evicted.
-        epoch: u32,
+        epoch: u64,
         /// Who held the task.
         last_proxy: ServerId,
         /// Wait so long before it.
@@ -161,7 +161,7 @@ pub enum Action {
     /// [`TaskEvent::RecoveryFailed`].
     SweepHypervisor {
         /// The number of this recovery.
-        epoch: u32,
+        epoch: u64,
         /// The file to remove once no job writes to it.
         partial_file: Option<String>,
         /// Wait so long before it.

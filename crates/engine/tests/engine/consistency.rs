@@ -45,10 +45,10 @@ fn good() -> Evidence {
         }],
         applications_searched: true,
         window: WindowEvidence {
-            frozen_id: Some("7".into()),
+            frozen_id: Some(7),
             acknowledged_before_snapshot: true,
             snapshot_returned_before_thaw: true,
-            thawed_id: Some("7".into()),
+            thawed_id: Some(7),
             no_gap: true,
         },
         snapshot: SnapshotEvidence { taken: true, atomic: true },
@@ -142,7 +142,7 @@ fn a_snapshot_that_is_not_known_to_lie_inside_the_window_is_a_crash() {
     );
     check_window(|w| w.snapshot_returned_before_thaw = false, "the thaw was sent before the snapshot had returned");
     check_window(|w| w.thawed_id = None, "the guest confirmed no thaw of this freeze");
-    check_window(|w| w.thawed_id = Some("8".into()), "the guest confirmed no thaw of this freeze");
+    check_window(|w| w.thawed_id = Some(8), "the guest confirmed no thaw of this freeze");
     check_window(|w| w.no_gap = false, "the guest was not frozen without a gap until the snapshot had returned");
 }
 

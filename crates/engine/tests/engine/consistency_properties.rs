@@ -44,13 +44,7 @@ fn any_evidence() -> impl Strategy<Value = Evidence> {
         prop::collection::vec(file_system, 1..5),
         prop::collection::vec(application, 0..3),
         mostly(),
-        (
-            prop::option::weighted(0.9, (1u8..3).prop_map(|id| id.to_string())),
-            mostly(),
-            mostly(),
-            prop::option::weighted(0.9, Just("1".to_owned())),
-            mostly(),
-        ),
+        (prop::option::weighted(0.9, 1u64..3), mostly(), mostly(), prop::option::weighted(0.9, 1u64..2), mostly()),
         (prop::bool::weighted(0.95), mostly()),
     )
         .prop_map(|(file_systems, applications, searched, window, (taken, atomic))| {

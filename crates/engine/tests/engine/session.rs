@@ -34,8 +34,8 @@ impl Task {
         for begun in Step::ALL.into_iter().filter(|begun| *begun <= step) {
             task.report(ProxyReport::StepStarted { step: begun });
             match begun {
-                Step::Snapshot => task.report(ProxyReport::Frozen { freeze_id: "7".into() }),
-                Step::Release => task.report(ProxyReport::Thawed { freeze_id: "7".into() }),
+                Step::Snapshot => task.report(ProxyReport::Frozen { freeze_id: 7 }),
+                Step::Release => task.report(ProxyReport::Thawed { freeze_id: 7 }),
                 _ => {}
             }
         }
@@ -53,7 +53,7 @@ impl Task {
         self.last = transition.actions;
     }
 
-    fn epoch(&self) -> u32 {
+    fn epoch(&self) -> u64 {
         match &self.state {
             TaskState::Waiting { epoch, .. } => *epoch,
             TaskState::Dispatched { hold } | TaskState::Running { hold, .. } | TaskState::Recovering { hold, .. } => {
@@ -136,9 +136,9 @@ fn at_dispatch_everything_is_owed_before_the_proxy_is_told() {
 fn progress_clears_no_debt_but_evidence_does() {
     let mut task = Task::running(Step::Thaw);
     assert_eq!(task.state.owed(), Owed::everything(Some("/repo/vm-1.qcow2".into())));
-    task.report(ProxyReport::Thawed { freeze_id: "8".into() });
+    task.report(ProxyReport::Thawed { freeze_id: 8 });
     assert!(task.state.owed().frozen, "the thaw of another freeze proves nothing");
-    task.report(ProxyReport::Thawed { freeze_id: "7".into() });
+    task.report(ProxyReport::Thawed { freeze_id: 7 });
     assert!(!task.state.owed().frozen);
     task.report(ProxyReport::ReceiptClean);
     assert!(!task.state.owed().guest);
@@ -283,7 +283,7 @@ fn cancelling_waits_for_the_proxy_to_leave_the_guest_as_it_was() {
         assert_eq!(task.last, [Action::CancelOnProxy { proxy: server_id(1), epoch: 1 }]);
         let twice = task.try_send(&TaskEvent::CancelRequested).expect("harmless");
         assert_eq!((twice.actions, twice.ignored), (Vec::new(), Some(Ignored::Duplicate)));
-        task.report(ProxyReport::Thawed { freeze_id: "7".into() });
+        task.report(ProxyReport::Thawed { freeze_id: 7 });
         task.finish(Ending::Cancelled, CLEAN);
         assert_eq!(task.ending(), &Ending::Cancelled, "at {step}");
     }

@@ -47,8 +47,8 @@ fn any_report() -> impl Strategy<Value = ProxyReport> {
         Just(ProxyReport::Accepted),
         select(Step::ALL.to_vec()).prop_map(|step| ProxyReport::StepStarted { step }),
         select(Step::ALL.to_vec()).prop_map(|step| ProxyReport::StepEnded { step }),
-        (1u8..3).prop_map(|id| ProxyReport::Frozen { freeze_id: id.to_string() }),
-        (1u8..3).prop_map(|id| ProxyReport::Thawed { freeze_id: id.to_string() }),
+        (1u64..3).prop_map(|freeze_id| ProxyReport::Frozen { freeze_id }),
+        (1u64..3).prop_map(|freeze_id| ProxyReport::Thawed { freeze_id }),
         Just(ProxyReport::FileStarted { path: "f".into() }),
         Just(ProxyReport::Swept),
         Just(ProxyReport::ReceiptClean),
@@ -57,7 +57,7 @@ fn any_report() -> impl Strategy<Value = ProxyReport> {
 }
 
 /// An event whose epoch is relative to the task's: 0 is the present one, 1 the one before.
-fn any_event() -> impl Strategy<Value = (u32, TaskEvent)> {
+fn any_event() -> impl Strategy<Value = (u64, TaskEvent)> {
     let part = select(vec![RecoveryPart::Guest, RecoveryPart::Hypervisor]);
     let event = prop_oneof![
         3 => (0u128..4).prop_map(|n| TaskEvent::Dispatch { proxy: server_id(n), partial_file: Some("f".into()) }),
@@ -72,10 +72,10 @@ fn any_event() -> impl Strategy<Value = (u32, TaskEvent)> {
         2 => Just(TaskEvent::HypervisorSwept { epoch: 0 }),
         3 => part.prop_map(|part| TaskEvent::RecoveryFailed { epoch: 0, part, cause: "no".into() }),
     ];
-    (prop_oneof![4 => Just(0u32), 1 => Just(1u32)], event)
+    (prop_oneof![4 => Just(0u64), 1 => Just(1u64)], event)
 }
 
-fn epoch_of(state: &TaskState) -> u32 {
+fn epoch_of(state: &TaskState) -> u64 {
     match state {
         TaskState::Waiting { epoch, .. } => *epoch,
         TaskState::Dispatched { hold } | TaskState::Running { hold, .. } | TaskState::Recovering { hold, .. } => {
@@ -85,7 +85,7 @@ fn epoch_of(state: &TaskState) -> u32 {
     }
 }
 
-fn with_epoch(event: &TaskEvent, number: u32) -> TaskEvent {
+fn with_epoch(event: &TaskEvent, number: u64) -> TaskEvent {
     let mut event = event.clone();
     match &mut event {
         TaskEvent::NotDelivered { epoch, .. }
