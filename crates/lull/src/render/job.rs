@@ -23,11 +23,8 @@ pub fn list(jobs: &[Job], look: &Look) -> String {
 
 /// One job with every setting.
 pub fn job(job: &Job, look: &Look) -> String {
-    let mut sheet = vec![
-        ("job", job.name.clone()),
-        ("vms", job.vms.join("\n")),
-        ("repository", job.repository.clone()),
-    ];
+    let mut sheet =
+        vec![("job", job.name.clone()), ("vms", job.vms.join("\n")), ("repository", job.repository.clone())];
     sheet.extend(settings(&job.guest));
     if let Some(session) = job.last_session {
         let result = job.last_result.as_deref().unwrap_or("running");

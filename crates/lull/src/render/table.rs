@@ -10,7 +10,7 @@ pub fn table(look: &Look, titles: &[&str], rows: Vec<Vec<String>>, nothing: &str
         return format!("{nothing}\n");
     }
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     if look.color {
         table.enforce_styling();
     } else {

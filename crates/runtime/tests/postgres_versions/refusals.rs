@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use lull_runtime::postgres::{PgCause, PostmasterState, QuiesceOptions, quiesce};
-use rustix::process::Signal;
+use lull_runtime::postgres::{
+    Cluster, PgCause, PgError, PostmasterState, QuiesceOptions, Quiesced, quiesce,
+};
+use rustix::process::{Gid, Signal, Uid};
 
-use crate::server::{Make, Server, as_owner, run, signal};
-use crate::{ANY, GENEROUS, found};
+use crate::server::{Make, OWNER_ID, Server, as_owner, run, signal};
+use crate::{ANY, GENEROUS, all_found, found};
 
 /// A fresh server, started.
 fn started(make: &Make<'_>) -> Server {
@@ -173,6 +175,39 @@ fn settings_of_the_role_do_not_cut_the_checkpoint_short() {
     server.sql("postgres", "ALTER ROLE nobody SET statement_timeout = 1");
     server.sql("postgres", "ALTER ROLE nobody SET search_path = public");
     quiesce(&found(&server), &GENEROUS).unwrap();
+}
+
+#[test]
+fn without_root_the_owner_serves_itself_and_nobody_else() {
+    let server = started(&Make::default());
+    let cluster = found(&server);
+    // The kernel keeps ids per thread: this one is another user's.
+    let as_user = |id: u32, work: fn(Cluster) -> Result<Quiesced, PgError>| {
+        let cluster = cluster.clone();
+        let thread = std::thread::spawn(move || {
+            rustix::thread::set_thread_groups(&[]).unwrap();
+            let (gid, uid) = (Gid::from_raw(id), Uid::from_raw(id));
+            rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+            rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+            work(cluster)
+        });
+        thread.join().unwrap()
+    };
+    as_user(OWNER_ID, |cluster| {
+        let discovery = all_found();
+        assert!(
+            discovery.incomplete[0].starts_with("not run as root"),
+            "{discovery:?}"
+        );
+        assert!(discovery.clusters.contains(&cluster), "{discovery:?}");
+        quiesce(&cluster, &GENEROUS)
+    })
+    .unwrap();
+    let error = as_user(OWNER_ID - 1, |cluster| quiesce(&cluster, &GENEROUS)).unwrap_err();
+    assert!(
+        matches!(error.cause, PgCause::CannotBecomeOwner { .. }),
+        "{error}"
+    );
 }
 
 #[test]

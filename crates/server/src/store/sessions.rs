@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use lull_api::session::SessionEvent;
 use lull_engine::ids::{CredentialId, JobId, RepositoryId, RestorePointId};
 use lull_engine::infrastructure::{CredentialKind, Platform};
-use lull_engine::session::{SessionState, TaskState};
+use lull_engine::failover::FailureClass;
+use lull_engine::session::{Hop, SessionState, TaskFailure, TaskState};
 use lull_engine::settings::GuestProcessing;
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
@@ -171,7 +172,7 @@ pub enum BeginError {
 pub struct Begun {
     /// Its number.
     pub session: i64,
-    /// Tasks that did not, with the session that has their VM; the others wait for a proxy.
+    /// Tasks that can only fail, with the session that has their VM; the others wait for a proxy.
     pub busy: Vec<(NewTask, i64)>,
 }
 
@@ -219,8 +220,9 @@ impl Store {
         .fetch_one(&mut *tx)
         .await
         .map_err(failed)?;
-        let all = free.iter().chain(busy.iter().map(|(task, _)| task));
-        for (position, task) in (0i64..).zip(all) {
+        let waiting = free.iter().map(|task| (task, TaskState::new(now)));
+        let all = waiting.chain(busy.iter().map(|(task, other)| (task, in_another(&task.vm_name, *other, now))));
+        for (position, (task, state)) in (0i64..).zip(all) {
             sqlx::query(
                 "INSERT INTO tasks (id, session, position, vm, vm_name, work, state, open, held) \
                  VALUES ($1, $2, $3, $4, $5, $6, $7, 1, 0)",
@@ -231,7 +233,7 @@ impl Store {
             .bind(task.vm.to_string())
             .bind(&task.vm_name)
             .bind(json(&task.work))
-            .bind(json(&TaskState::new(now)))
+            .bind(json(&state))
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
@@ -341,4 +343,16 @@ impl Store {
             vm_name,
         })
     }
+}
+
+/// A task that cannot begin, and says why once it is closed.
+fn in_another(vm: &str, other: i64, now: Timestamp) -> TaskState {
+    let failure = TaskFailure {
+        step: None,
+        hop: Hop::BackupServer,
+        cause: format!("{vm} is in session {other}, and nothing was started"),
+        remedy: format!("run the job again when session {other} is over, or cancel that one"),
+        class: FailureClass::VmBusy,
+    };
+    TaskState::Waiting { since: now, epoch: 0, tried: Vec::new(), last_failure: Some(failure) }
 }
