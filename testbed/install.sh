@@ -38,7 +38,7 @@ demo|gcc libc6-dev pkg-config|links Rust programs and compiles SQLite
 demo|ca-certificates|lets cargo verify the registry it downloads from
 test|mmdebstrap|builds the guest that boots systemd, with its maintainer scripts run
 test|xfsprogs btrfs-progs|freeze tests on loop-mounted XFS and btrfs
-test|mount|mounts the loop devices of the freeze tests
+test|mount busybox-static|mounts the loop devices of the freeze tests, and is all that their emulated hosts run
 test|shellcheck|lints the scripts
 test|python3|independent peers in tests
 test|git|checks that look at the files of the checkout
