@@ -67,6 +67,13 @@ if ! recent_cargo >/dev/null; then
   rust=(cargo-web rustc-web)
   [ "$purpose" = demo ] || rust+=(rustfmt-web)
   say "missing: ${rust[*]} (builds Lull; no cargo of Rust $rust_wanted or later was found on PATH or in ~/.cargo/bin)"
+elif [ "$purpose" = test ] && ! "$(recent_cargo)" fmt --version >/dev/null 2>&1; then
+  if [ "$(recent_cargo)" = /usr/bin/cargo ]; then
+    rust=(rustfmt-web)
+    say "missing: ${rust[*]} (checks the form of Rust files)"
+  else
+    say "note: $(recent_cargo) has no rustfmt, which the suite fmt needs: rustup component add rustfmt"
+  fi
 fi
 
 if [ ${#missing[@]} -eq 0 ] && [ ${#rust[@]} -eq 0 ]; then

@@ -9,7 +9,7 @@
 # A test target of Rust that needs root, guests or servers has required-features = ["testbed"] in its Cargo.toml and a line
 # here (rust_target PACKAGE TARGET): `cargo xtask check` finds those that were forgotten. docs/testbed.md says more.
 
-suite fmt     -    'every Rust file is formatted'                                   cargo fmt --all --check
+suite fmt     -    'every Rust file is formatted'                                   formatted
 suite clippy  -    'no lint warns, test code included'                              lint
 suite scripts -    'shell and Python scripts parse; shellcheck finds nothing'       check_scripts
 suite layers  -    'dependency rule, forgotten tests, paths named in documents'      cargo run --quiet --package xtask -- check
