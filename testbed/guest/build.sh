@@ -54,9 +54,11 @@ esac
 hash=$({ cd "$guest_dir"; cat "${makers[@]}" "$key.pub"; echo "$kernel"; } | sha256sum | cut -c 1-12)
 image=$LULL_TESTBED/images/$variant-$hash.qcow2
 
-own() { [ -z "${LULL_TESTBED_OWNER:-}" ] || chown -R "$LULL_TESTBED_OWNER" "$LULL_TESTBED"; }
 finish() {
-  own
+  if [ -n "${LULL_TESTBED_OWNER:-}" ]; then # what sudo made belongs to who called it
+    chown "$LULL_TESTBED_OWNER" "$LULL_TESTBED"
+    chown -R "$LULL_TESTBED_OWNER" "$LULL_TESTBED"/{keys,images,debs,kernel}
+  fi
   if [ -n "$out" ]; then mkdir -p "$(dirname "$out")"; ln -sfn "$image" "$out"; fi
   echo "$image"
   exit 0
