@@ -1,1 +1,42 @@
-//! Snapshots and backups: QEMU over QMP.
+//! Snapshots and backups of virtual machines: QEMU over QMP.
+//!
+//! Reading order: [`names`] (what we call things inside a hypervisor, so that a sweep knows them again), [`qmp`] (the
+//! wire), [`facts`] (what a VM is and whether it may be backed up now), [`order`] and [`backup`] (prepare), [`snapshot`]
+//! (the only step inside the freeze window), [`copy`], [`finish`], [`sweep`] (undo, also after a crash), [`metadata`] (what
+//! lies in the repository), [`verify`].
+//!
+//! The rule that shapes all of it: **no repository sits in the guest's write path.** Guest writes are held up only by a local
+//! fleecing image, and a fleecing image that fails breaks the snapshot, never the guest.
+//!
+//! Knows nothing of guests, of freezing, of jobs or of the server's store.
+
+pub mod backup;
+pub mod copy;
+pub mod error;
+pub mod facts;
+mod files;
+pub mod finish;
+pub mod host;
+mod image;
+pub mod metadata;
+pub mod names;
+pub mod order;
+pub mod qmp;
+mod residue;
+pub mod snapshot;
+pub mod sweep;
+pub mod verify;
+
+pub use backup::PreparedBackup;
+pub use copy::{CopyDone, CopyProgress};
+pub use error::{ErrorClass, HypervisorError, Step};
+pub use facts::{Busy, Disk, SkipReason, VmFacts};
+pub use finish::RestorePointFiles;
+pub use host::{QemuHost, QemuVm};
+pub use metadata::{RestorePointMetadata, read_restore_points};
+pub use names::bitmap_name;
+pub use order::BackupOrder;
+pub use qmp::{QmpClient, QmpError, QmpLimits};
+pub use snapshot::SnapshotTaken;
+pub use sweep::{SweepOrder, SweepReport, sweep};
+pub use verify::{VerifyReport, verify};

@@ -1,12 +1,51 @@
 //! Why the server does not start or stops. Errors of single requests are [`lull_api::Problem`]s.
 
+use crate::secrets::SecretError;
+use crate::state_dir::StateDirError;
+use crate::store::StoreError;
+use std::net::SocketAddr;
+
 /// Why the server could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// It could not start.
-    #[error("the backup server cannot start: {what}")]
-    Starting {
-        /// What is missing.
-        what: String,
+    /// The state folder cannot be used.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    /// The database cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The key for stored secrets cannot be used.
+    #[error(transparent)]
+    Secrets(#[from] SecretError),
+    /// The address is reachable from other machines.
+    #[error(
+        "the REST interface does not listen on {listen}: an address other than loopback needs TLS, which this version \
+         does not have; listen on 127.0.0.1 or [::1], and reach it from elsewhere through an SSH tunnel"
+    )]
+    NeedsTls {
+        /// What was asked for.
+        listen: SocketAddr,
+    },
+    /// The address cannot be listened on.
+    #[error("the REST interface cannot listen on {listen}; see which program holds the port, or choose another")]
+    Listen {
+        /// What was asked for.
+        listen: SocketAddr,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// Not exactly one of the proxies is the backup server's own.
+    #[error("{found} proxies say that they are the backup server's own; exactly one must")]
+    BackupServerProxy {
+        /// How many do.
+        found: usize,
+    },
+    /// The REST interface stopped by itself.
+    #[error("the REST interface on {listen} stopped by itself")]
+    Serving {
+        /// Its address.
+        listen: SocketAddr,
+        /// Cause.
+        source: std::io::Error,
     },
 }

@@ -9,7 +9,16 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use tokio::{io::DuplexStream, sync::oneshot};
 
 mod error;
+mod hub;
+mod infrastructure;
+mod instant;
+mod proxies;
 pub mod rest;
+mod runner;
+mod secrets;
+mod server;
+mod state_dir;
+mod store;
 
 pub use error::ServerError;
 
@@ -78,5 +87,5 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServerError> {
     let _ = (config, shutdown);
-    Err(ServerError::Starting { what: "the server is not put together yet".into() })
+    todo!()
 }

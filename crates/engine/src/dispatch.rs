@@ -1,0 +1,100 @@
+//! Late binding: which waiting tasks get which free slots now. Knows no task's state and no clock; the same input gives
+//! the same plan, whatever the order of its lists.
+//!
+//! *Fair*: the next slot goes to the job with the fewest running tasks, then to the one whose task waits longest.
+//! *Local first*: a task waits for a free slot in its best tier; after each [`SPILL_AFTER_MS`] the next tier may take it
+//! too, so that one slow local proxy does not starve a site. Servers that failed with the VM lately are tiers of their
+//! own, after all others.
+//!
+//! Made for a hundred thousand VMs among a thousand proxies: feasibility is computed once for each kind of task
+//! ([`Kind`]), networks are looked up by prefix, and no reason is put into words here. Ask [`crate::selection::select`]
+//! for the words.
+
+use crate::failover::FailureMemory;
+use crate::ids::{JobId, ServerId, TaskId};
+use crate::infrastructure::{CredentialKind, ManagedServer, Vm};
+use crate::licence::Licence;
+use crate::selection::{SelectionRules, Tier};
+use crate::settings::ProxyPolicy;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+mod fleet;
+mod plan;
+
+pub use plan::dispatch;
+
+/// A task that found no slot for so long may go to the next tier.
+pub const SPILL_AFTER_MS: u64 = 60_000;
+
+/// A task that waits for a proxy.
+#[derive(Debug, Clone, Copy)]
+pub struct WaitingTask<'a> {
+    /// Its id.
+    pub task: TaskId,
+    /// Its job.
+    pub job: JobId,
+    /// Its VM.
+    pub vm: &'a Vm,
+    /// The kind of the credential that will be used, if there is one.
+    pub credential: Option<CredentialKind>,
+    /// The job's policy for this VM.
+    pub policy: &'a ProxyPolicy,
+    /// Servers that had their turn in this task.
+    pub tried: &'a [ServerId],
+    /// Since when it waits.
+    pub waiting_since: Timestamp,
+}
+
+/// What the infrastructure looks like now.
+#[derive(Debug, Clone, Copy)]
+pub struct Situation<'a> {
+    /// Every managed server, with its present load.
+    pub servers: &'a [ManagedServer],
+    /// The licence in force.
+    pub licence: Licence,
+    /// The infrastructure's rules.
+    pub rules: SelectionRules,
+    /// Remembered failures.
+    pub failures: &'a FailureMemory,
+    /// Tasks that run now, by job.
+    pub running_per_job: &'a BTreeMap<JobId, u32>,
+    /// [`SPILL_AFTER_MS`], or what the administrator set.
+    pub spill_after_ms: u64,
+}
+
+/// A task and the server that gets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The task.
+    pub task: TaskId,
+    /// The server.
+    pub server: ServerId,
+    /// How near the server is to the VM.
+    pub tier: Tier,
+    /// It failed with this VM lately.
+    pub recently_failed: bool,
+}
+
+/// A task that goes on waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StillWaiting {
+    /// The task.
+    pub task: TaskId,
+    /// How many further tiers may take it already.
+    pub spilled: u32,
+    /// When the next tier may take it.
+    pub next_tier_at: Timestamp,
+}
+
+/// What to do with the queue now.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Plan {
+    /// In the order in which they are to be dispatched.
+    pub assignments: Vec<Assignment>,
+    /// Tasks that some server could serve, but whose tiers are full.
+    pub waiting: Vec<StillWaiting>,
+    /// Tasks that no server can serve; [`crate::selection::select`] says why.
+    pub unservable: Vec<TaskId>,
+}

@@ -1,0 +1,137 @@
+//! The servers, prepared for a hundred thousand questions: by network prefix, and by kind of task. Assigns nothing.
+
+use super::{Situation, WaitingTask};
+use crate::ids::HostId;
+use crate::infrastructure::{CredentialKind, ManagedServer, Platform, Vm, covers};
+use crate::selection::{Request, feasible, feasible_as_fallback};
+use crate::settings::ProxyPolicy;
+use ipnet::IpNet;
+use jiff::Timestamp;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+
+/// All that decides which servers can serve a task. Tasks with equal keys share one [`Kind`].
+#[derive(PartialEq, Eq, Hash)]
+struct KindKey<'a> {
+    guest_os: Option<Platform>,
+    credential: Option<CredentialKind>,
+    has_endpoint: bool,
+    /// Only where some server has a network-less way through it.
+    host: Option<HostId>,
+    policy: &'a ProxyPolicy,
+}
+
+/// Servers by their index in [`Fleet::servers`].
+pub(super) struct Kind {
+    /// Whether the server can serve such a task.
+    pub(super) feasible: Vec<bool>,
+    /// Those that can, ascending.
+    pub(super) members: Vec<usize>,
+    /// Who stands in where none of them may any more.
+    pub(super) fallback: Vec<usize>,
+    /// None of the members has a free slot. Slots are only taken while one plan is made, so it stays so.
+    pub(super) full: bool,
+}
+
+/// The servers in the order of their ids, with the load that the plan adds.
+pub(super) struct Fleet<'a> {
+    pub(super) servers: Vec<&'a ManagedServer>,
+    /// Running tasks, the assignments of this plan among them.
+    pub(super) load: Vec<u32>,
+    pub(super) kinds: Vec<Kind>,
+    kind_of: HashMap<KindKey<'a>, usize>,
+    by_network: HashMap<IpNet, Vec<usize>>,
+    prefixes_v4: BTreeSet<u8>,
+    prefixes_v6: BTreeSet<u8>,
+    hosts: HashSet<HostId>,
+}
+
+impl<'a> Fleet<'a> {
+    pub(super) fn new(servers: &'a [ManagedServer]) -> Self {
+        let mut servers: Vec<&ManagedServer> = servers.iter().collect();
+        servers.sort_by_key(|server| server.id);
+        let mut fleet = Self {
+            load: servers.iter().map(|server| server.running_tasks).collect(),
+            kinds: Vec::new(),
+            kind_of: HashMap::new(),
+            by_network: HashMap::new(),
+            prefixes_v4: BTreeSet::new(),
+            prefixes_v6: BTreeSet::new(),
+            hosts: servers.iter().flat_map(|server| &server.network_less_hosts).copied().collect(),
+            servers,
+        };
+        for (index, server) in fleet.servers.iter().enumerate() {
+            for net in &server.networks {
+                let members = fleet.by_network.entry(net.trunc()).or_default();
+                if members.last() != Some(&index) {
+                    members.push(index);
+                }
+                match net {
+                    IpNet::V4(_) => fleet.prefixes_v4.insert(net.prefix_len()),
+                    IpNet::V6(_) => fleet.prefixes_v6.insert(net.prefix_len()),
+                };
+            }
+        }
+        fleet
+    }
+
+    /// The servers in the VM's network, ascending; the same answer as [`ManagedServer::shares_network_with`].
+    pub(super) fn local_to(&self, vm: &Vm) -> Vec<usize> {
+        let mut local = Vec::new();
+        for address in vm.network_addresses() {
+            let prefixes = match address {
+                IpAddr::V4(_) => &self.prefixes_v4,
+                IpAddr::V6(_) => &self.prefixes_v6,
+            };
+            for prefix in prefixes {
+                let Ok(net) = IpNet::new(address, *prefix) else {
+                    continue;
+                };
+                if let Some(members) = self.by_network.get(&net.trunc()).filter(|_| covers(&net, address)) {
+                    local.extend(members);
+                }
+            }
+        }
+        local.sort_unstable();
+        local.dedup();
+        local
+    }
+
+    pub(super) fn has_free_slot(&self, server: usize) -> bool {
+        self.load[server] < self.servers[server].slots
+    }
+
+    /// The index of the task's kind in [`Self::kinds`].
+    pub(super) fn kind(&mut self, task: &WaitingTask<'a>, situation: &Situation, now: Timestamp) -> usize {
+        let key = KindKey {
+            guest_os: task.vm.guest_os_with(task.credential),
+            credential: task.credential,
+            has_endpoint: task.vm.has_endpoint(),
+            host: Some(task.vm.host).filter(|host| self.hosts.contains(host)),
+            policy: task.policy,
+        };
+        if let Some(index) = self.kind_of.get(&key) {
+            return *index;
+        }
+        // A request that stands for every task of this kind: who was tried is asked for each task.
+        let request = Request {
+            vm: task.vm,
+            credential: task.credential,
+            policy: task.policy,
+            licence: situation.licence,
+            rules: situation.rules,
+            servers: situation.servers,
+            failures: situation.failures,
+            tried: &[],
+            now,
+        };
+        let feasible: Vec<bool> = self.servers.iter().map(|server| feasible(server, &request).is_ok()).collect();
+        let fallback = (0..self.servers.len())
+            .filter(|i| !feasible[*i] && feasible_as_fallback(self.servers[*i], &request).is_ok())
+            .collect();
+        let members = (0..self.servers.len()).filter(|i| feasible[*i]).collect();
+        self.kinds.push(Kind { feasible, members, fallback, full: false });
+        self.kind_of.insert(key, self.kinds.len() - 1);
+        self.kinds.len() - 1
+    }
+}

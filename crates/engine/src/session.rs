@@ -1,0 +1,263 @@
+//! The state machines of a session and its tasks, as the backup server sees them. Knows no store, no proxy's address
+//! and no clock: [`advance`] alone says what a task's next state is and what must then be done, and the caller persists
+//! the state before it does it.
+//!
+//! ```text
+//!              Dispatch            Report            Finished, nothing owed
+//!    Waiting ───────────► Dispatched ─────► Running ──────────────────────► Finished
+//!     ▲   │                   │                │ ProxyLost, ServerRestarted,    ▲
+//!     │   │                   │                │ Finished with debts            │
+//!     │   │                   └───────┬────────┘                                │
+//!     │   │                           ▼            debts paid or given up       │
+//!     │   │                      Recovering ────────────────────────────────────┤
+//!     │   │    debts paid, the next    │                                        │
+//!     └───┼────────────────────────────┘                                        │
+//!         │    proxy's turn             cancelled, no proxy, server restarted   │
+//!         └─────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! **Debts.** What was sent to a proxy may have been done although no answer came. So at dispatch *everything* is
+//! [`Owed`], and only evidence that something is over clears a debt; no report of progress does. A task is closed when
+//! nothing is owed, or when paying was tried [`RECOVERY_ATTEMPTS_MAX`] times and what remains is recorded.
+//!
+//! **Epochs.** Each dispatch and each recovery has a number of its own, which goes with every command and comes back
+//! with every report. A report of an older one is late and changes nothing.
+
+use crate::ids::{RestorePointId, ServerId};
+use crate::timeline::Step;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+mod advance;
+mod debts;
+mod event;
+mod failure;
+mod run;
+
+pub use advance::{IllegalEvent, advance};
+pub use debts::{FinalAccount, owed_after_finish};
+pub use event::{Action, Ignored, ProxyReport, RecoveryPart, TaskEvent, Transition};
+pub use failure::{Hop, Outcome, TaskFailure};
+pub use run::{SessionEvent, SessionState, TaskCounts, advance_session, count, session_outcome};
+
+/// How often a debt is tried to be paid before it is recorded as still owed.
+pub const RECOVERY_ATTEMPTS_MAX: u32 = 10;
+/// The wait before a recovery is tried again doubles from 1 s up to this.
+pub const RECOVERY_WAIT_MS_MAX: u64 = 60_000;
+
+/// What may have to be undone for a task. A field that is set means *may be*, one that is not means *is not*.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Owed {
+    /// Something of ours may be in the guest, or hold an application there.
+    pub guest: bool,
+    /// A file system of the guest may be frozen.
+    pub frozen: bool,
+    /// Something of ours may be in the hypervisor.
+    pub hypervisor: bool,
+    /// A backup file that is not a recorded restore point may lie here.
+    pub partial_file: Option<String>,
+}
+
+impl Owed {
+    /// Everything, as at dispatch.
+    pub fn everything(partial_file: Option<String>) -> Self {
+        Self { guest: true, frozen: true, hypervisor: true, partial_file }
+    }
+
+    /// Whether nothing is owed.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What remains when somebody who knows says that at most `rest` is still owed.
+    pub fn at_most(&self, rest: &Self) -> Self {
+        Self {
+            guest: self.guest && rest.guest,
+            frozen: self.frozen && rest.frozen,
+            hypervisor: self.hypervisor && rest.hypervisor,
+            partial_file: self.partial_file.clone().filter(|_| rest.partial_file.is_some()),
+        }
+    }
+}
+
+impl fmt::Display for Owed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        if self.frozen {
+            parts.push("the guest may still be frozen".to_owned());
+        }
+        if self.guest {
+            parts.push("the guest may still hold the runtime component".to_owned());
+        }
+        if self.hypervisor {
+            parts.push("the hypervisor may still hold jobs, nodes or filters of this task".to_owned());
+        }
+        if let Some(file) = &self.partial_file {
+            parts.push(format!("the unfinished file {file} may still be there"));
+        }
+        if parts.is_empty() { f.write_str("nothing is left") } else { f.write_str(&parts.join(", ")) }
+    }
+}
+
+/// Who holds a task, and what that may have left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// The proxy.
+    pub proxy: ServerId,
+    /// The number of this dispatch or recovery.
+    pub epoch: u64,
+    /// When it was dispatched.
+    pub since: Timestamp,
+    /// What may have to be undone.
+    pub owed: Owed,
+    /// Proxies that had their turn before.
+    pub tried: Vec<ServerId>,
+    /// A person asked for the task to be cancelled.
+    pub cancel_requested: bool,
+    /// The freeze that was acknowledged and whose thaw was not confirmed yet.
+    pub frozen_id: Option<u64>,
+    /// The freeze whose thaw was confirmed.
+    pub thawed: Option<u64>,
+    /// The restore point, once it is verified and recorded. From then on no other proxy repeats the task.
+    pub restore_point: Option<RestorePointId>,
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub enum Ending {
+    /// Everything that was asked for.
+    Success,
+    /// A restore point, with something to look at.
+    Warning {
+        /// What, one sentence each.
+        messages: Vec<String>,
+    },
+    /// A person cancelled it.
+    Cancelled,
+    /// No restore point that meets the settings.
+    Failed {
+        /// Why.
+        failure: TaskFailure,
+    },
+}
+
+impl Ending {
+    /// The outcome without its details.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Success => Outcome::Success,
+            Self::Warning { .. } => Outcome::Warning,
+            Self::Cancelled => Outcome::Cancelled,
+            Self::Failed { .. } => Outcome::Failed,
+        }
+    }
+}
+
+/// What becomes of a task once its debts are paid.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum AfterRecovery {
+    /// The next-best proxy takes it.
+    Failover {
+        /// Why the last one lost it.
+        failure: TaskFailure,
+    },
+    /// It is closed.
+    Close {
+        /// With this.
+        ending: Ending,
+    },
+}
+
+/// Where a task stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum TaskState {
+    /// No proxy has it; nothing is owed.
+    Waiting {
+        /// Since when it waits for a slot; spilling into the next tier counts from here.
+        since: Timestamp,
+        /// The number of its last dispatch or recovery; 0 before the first.
+        epoch: u64,
+        /// Proxies that had their turn.
+        tried: Vec<ServerId>,
+        /// Why the last of them lost it.
+        last_failure: Option<TaskFailure>,
+    },
+    /// It was given to a proxy that has not answered yet.
+    Dispatched {
+        /// Who holds it.
+        hold: Hold,
+    },
+    /// The proxy works on it.
+    Running {
+        /// Who holds it.
+        hold: Hold,
+        /// The step that was begun last.
+        step: Step,
+        /// When it was begun.
+        step_since: Timestamp,
+    },
+    /// What it may have left is being undone.
+    Recovering {
+        /// Who held it; the epoch is the recovery's.
+        hold: Hold,
+        /// When the recovery began.
+        since: Timestamp,
+        /// Failed attempts at the guest.
+        guest_attempts: u32,
+        /// Failed attempts at the hypervisor.
+        hypervisor_attempts: u32,
+        /// What becomes of the task then.
+        then: AfterRecovery,
+    },
+    /// It is over.
+    Finished {
+        /// How it ended.
+        ending: Ending,
+        /// When.
+        at: Timestamp,
+        /// What could not be undone; the next task on this VM sweeps it.
+        still_owed: Owed,
+        /// The restore point it left.
+        restore_point: Option<RestorePointId>,
+    },
+}
+
+impl TaskState {
+    /// A task that waits from `now` on.
+    pub fn new(now: Timestamp) -> Self {
+        Self::Waiting { since: now, epoch: 0, tried: Vec::new(), last_failure: None }
+    }
+
+    /// The state's name as in JSON.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Waiting { .. } => "waiting",
+            Self::Dispatched { .. } => "dispatched",
+            Self::Running { .. } => "running",
+            Self::Recovering { .. } => "recovering",
+            Self::Finished { .. } => "finished",
+        }
+    }
+
+    /// What may have to be undone. Waiting tasks owe nothing.
+    pub fn owed(&self) -> Owed {
+        match self {
+            Self::Waiting { .. } => Owed::default(),
+            Self::Dispatched { hold } | Self::Running { hold, .. } | Self::Recovering { hold, .. } => hold.owed.clone(),
+            Self::Finished { still_owed, .. } => still_owed.clone(),
+        }
+    }
+
+    /// The outcome of a finished task.
+    pub fn outcome(&self) -> Option<Outcome> {
+        match self {
+            Self::Finished { ending, .. } => Some(ending.outcome()),
+            _ => None,
+        }
+    }
+}

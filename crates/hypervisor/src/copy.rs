@@ -1,0 +1,361 @@
+//! Copying the snapshot to the repository while the guest writes on.
+//!
+//! One job per disk, all at once: the fleecing images grow with what the guest overwrites, so the sooner every disk is done the
+//! better; a speed limit is shared among those that still run. As soon as a disk is copied its filter is taken away.
+//!
+//! What ends a copy early: the repository (a write failed, or nothing moved for too long), the fleecing image (full or too slow: the snapshot
+//! broke, the guest did not notice), somebody who cancelled a job, the caller. [`diagnose`] and [`Stall`] are pure.
+//!
+//! Does not undo anything: after an error the caller abandons the backup. Knows nothing of how the snapshot was taken.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::backup::{PlannedDisk, PreparedBackup, Stage};
+use crate::error::{ErrorClass, HypervisorError, Step};
+use crate::facts::{items, text};
+use crate::files;
+use crate::names::Role;
+use crate::qmp::{QmpClient, QmpError, QmpEvent};
+
+/// How often the jobs are looked at when nothing happens, in ms.
+const POLL_MS: u64 = 250;
+/// One job moves in steps of about this much, in bytes: a speed limit below it looks like a stall in between.
+const STEP_BYTES: u64 = 4 << 20;
+/// Below this much free space the fleecing folder counts as full, in bytes.
+const FULL_BELOW_BYTES: u64 = 4 << 20;
+/// Time for making a copied image durable, in ms.
+pub(crate) const SYNC_MS: u64 = 3_600_000;
+
+/// How far a copy is, over all disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyProgress {
+    /// Bytes of the disks dealt with, holes included.
+    pub copied_bytes: u64,
+    /// Bytes of all disks together.
+    pub total_bytes: u64,
+}
+
+/// A copy that is complete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyDone {
+    /// Bytes of all disks together, as the guest sees them.
+    pub total_bytes: u64,
+    /// Bytes that the images take in the repository.
+    pub stored_bytes: u64,
+    /// How long it took, in ms.
+    pub took_ms: u64,
+}
+
+/// A job of ours as QEMU shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct JobView {
+    status: String,
+    copied_bytes: u64,
+    total_bytes: u64,
+    error: Option<String>,
+}
+
+/// Notices that nothing moves.
+#[derive(Debug)]
+struct Stall {
+    limit_ms: u64,
+    copied_bytes: u64,
+    moved_at_ms: u64,
+}
+
+impl Stall {
+    fn new(limit_ms: u64) -> Stall {
+        Stall { limit_ms, copied_bytes: 0, moved_at_ms: 0 }
+    }
+
+    /// Whether nothing moved for longer than the limit.
+    fn observe(&mut self, now_ms: u64, copied_bytes: u64) -> bool {
+        if copied_bytes != self.copied_bytes {
+            (self.copied_bytes, self.moved_at_ms) = (copied_bytes, now_ms);
+        }
+        now_ms.saturating_sub(self.moved_at_ms) > self.limit_ms
+    }
+}
+
+/// The stall limit under a speed limit: twice the time that one step takes at that speed is no stall.
+fn stall_limit_ms(stall_timeout_s: u32, speed_bytes_per_s: Option<u64>) -> u64 {
+    let step_ms = speed_bytes_per_s.map_or(0, |speed| 2 * STEP_BYTES.saturating_mul(1000) / speed.max(1));
+    (u64::from(stall_timeout_s) * 1000).max(step_ms)
+}
+
+/// Why a job failed, as (class, cause, remedy). `operation`: which side the job's last error event named.
+fn diagnose(
+    disk: &str,
+    error: &str,
+    operation: Option<&str>,
+    fleecing_free_bytes: Option<u64>,
+    cbw_timeout_s: u32,
+) -> (ErrorClass, String, String) {
+    match operation {
+        Some("write") => {
+            let cause = format!("the repository did not take the data of disk {disk} ({error})");
+            (
+                ErrorClass::Repository,
+                cause,
+                "the VM runs on; see to the repository's space and storage, then run the job again".into(),
+            )
+        }
+        // A broken snapshot refuses every read.
+        Some("read") if error.contains("Permission denied") => {
+            let why = match fleecing_free_bytes {
+                Some(free) if free < FULL_BELOW_BYTES => "its file system is full".to_owned(),
+                _ => format!("a write to it failed or took longer than {cbw_timeout_s} s"),
+            };
+            let cause = format!("the fleecing image of disk {disk} could not keep up with the guest: {why}");
+            let remedy =
+                "the VM runs on; give the fleecing folder more or faster space, or back up when the guest writes less";
+            (ErrorClass::Fleecing, cause, remedy.into())
+        }
+        Some("read") => {
+            let cause = format!("disk {disk} of the VM could not be read ({error})");
+            (ErrorClass::Refused, cause, "see to the storage of the VM's own disk".into())
+        }
+        _ => {
+            let cause = format!("the copy of disk {disk} was ended from outside or failed ({error})");
+            (ErrorClass::Refused, cause, "see who else works on this VM's jobs, then run the job again".into())
+        }
+    }
+}
+
+impl PreparedBackup {
+    /// Copies all disks. Calls `progress` several times a second. The guest writes on.
+    ///
+    /// # Errors
+    /// [`ErrorClass::Repository`], [`ErrorClass::Fleecing`], [`ErrorClass::Cancelled`], [`ErrorClass::Gone`]; in each case the VM runs on. Then
+    /// [`PreparedBackup::abandon`].
+    pub async fn copy(
+        &mut self,
+        mut progress: impl FnMut(CopyProgress),
+        cancel: CancellationToken,
+    ) -> Result<CopyDone, HypervisorError> {
+        self.expect(Stage::Taken, Step::Copy)?;
+        self.stage = Stage::Ended;
+        let cancelled = {
+            let ground = &self.ground;
+            move || ground.fail(Step::Copy, ErrorClass::Cancelled, "it was cancelled", "nothing needs to be done")
+        };
+        let done = tokio::select! {
+            done = self.copy_all(&mut progress) => done?,
+            () = cancel.cancelled() => return Err(cancelled()),
+        };
+        self.stage = Stage::Copied;
+        Ok(done)
+    }
+
+    async fn copy_all(&self, progress: &mut impl FnMut(CopyProgress)) -> Result<CopyDone, HypervisorError> {
+        let began = Instant::now();
+        let order = &self.ground.order;
+        let mut events = self.ground.vm.client.events();
+        let total_bytes = self.disks.iter().map(|d| d.disk.virtual_bytes).sum();
+        let mut running: Vec<&PlannedDisk> = self.disks.iter().collect();
+        for planned in &running {
+            self.start(planned, running.len()).await?;
+        }
+        let mut operations: HashMap<String, String> = HashMap::new();
+        let mut stall = Stall::new(stall_limit_ms(order.stall_timeout_s, order.speed_bytes_per_s));
+        loop {
+            await_news(&mut events, &mut operations).await;
+            let jobs = jobs(self.client()).await.map_err(|e| self.ground.qmp(Step::Copy, &e))?;
+            let still = running.len();
+            let mut copied_bytes: u64 = total_bytes;
+            let mut next = Vec::with_capacity(running.len());
+            for planned in running {
+                let id = self.ground.name(planned.index, Role::Job);
+                let job = jobs.get(&id);
+                if self.has_succeeded(planned, job, operations.get(&id).map(String::as_str))? {
+                    self.release(planned).await?;
+                } else {
+                    let left = job.map_or(0, |j| {
+                        j.total_bytes.max(planned.disk.virtual_bytes) - j.copied_bytes.min(j.total_bytes)
+                    });
+                    copied_bytes = copied_bytes.saturating_sub(left);
+                    next.push(planned);
+                }
+            }
+            running = next;
+            progress(CopyProgress { copied_bytes, total_bytes });
+            if running.is_empty() {
+                return Ok(CopyDone { total_bytes, stored_bytes: self.stored_bytes(), took_ms: ms_since(began) });
+            }
+            if running.len() < still {
+                self.share_speed(&running).await?;
+            }
+            if stall.observe(ms_since(began), copied_bytes) {
+                let cause =
+                    format!("nothing was copied for {} s: the repository is too slow or gone", stall.limit_ms / 1000);
+                let remedy = "the VM runs on; see to the repository's storage, then run the job again";
+                return Err(self.ground.fail(Step::Copy, ErrorClass::Repository, cause, remedy));
+            }
+        }
+    }
+
+    fn client(&self) -> &QmpClient {
+        &self.ground.vm.client
+    }
+
+    async fn start(&self, planned: &PlannedDisk, disks: usize) -> Result<(), HypervisorError> {
+        let name = |role| self.ground.name(planned.index, role);
+        let view = json!({"driver": "snapshot-access", "node-name": name(Role::Snapshot), "file": name(Role::Filter)});
+        let mut job = json!({
+            "job-id": name(Role::Job),
+            "device": name(Role::Snapshot),
+            "target": name(Role::Target),
+            "sync": "full",
+            "on-source-error": "report",
+            "on-target-error": "report",
+            // The job stays until its result is read: success and failure must not be told apart by a missed event.
+            "auto-dismiss": false,
+        });
+        if let Some(speed) = self.ground.order.speed_bytes_per_s {
+            job["speed"] = share(speed, disks).into();
+        }
+        for (command, arguments) in [("blockdev-add", view), ("blockdev-backup", job)] {
+            self.client().execute(command, arguments).await.map_err(|e| self.ground.qmp(Step::Copy, &e))?;
+        }
+        Ok(())
+    }
+
+    async fn share_speed(&self, running: &[&PlannedDisk]) -> Result<(), HypervisorError> {
+        let Some(speed) = self.ground.order.speed_bytes_per_s else { return Ok(()) };
+        for planned in running {
+            let arguments =
+                json!({"device": self.ground.name(planned.index, Role::Job), "speed": share(speed, running.len())});
+            match self.client().execute("block-job-set-speed", arguments).await {
+                // The job has just ended.
+                Ok(_) | Err(QmpError::Refused { .. }) => {}
+                Err(e) => return Err(self.ground.qmp(Step::Copy, &e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// `Ok(false)`: still running.
+    fn has_succeeded(
+        &self,
+        planned: &PlannedDisk,
+        job: Option<&JobView>,
+        operation: Option<&str>,
+    ) -> Result<bool, HypervisorError> {
+        let error = match job {
+            Some(JobView { status, error: None, copied_bytes, total_bytes }) if status == "concluded" => {
+                if copied_bytes == total_bytes {
+                    return Ok(true);
+                }
+                format!("it ended after {copied_bytes} of {total_bytes} bytes")
+            }
+            Some(JobView { status, error: Some(error), .. }) if status == "concluded" => error.clone(),
+            Some(_) => return Ok(false),
+            None => "the job is no longer there".to_owned(),
+        };
+        let order = &self.ground.order;
+        let free = files::free_bytes(&order.fleecing_dir).ok();
+        let (class, cause, remedy) = diagnose(&planned.disk.name, &error, operation, free, order.cbw_timeout_s);
+        Err(self.ground.fail(Step::Copy, class, cause, remedy))
+    }
+
+    /// Takes a copied disk's filter away and closes its images.
+    async fn release(&self, planned: &PlannedDisk) -> Result<(), HypervisorError> {
+        let name = |role| self.ground.name(planned.index, role);
+        let partial = self.ground.layout.partial(planned.index);
+        // QEMU writes its last tables when it closes the image, with its main loop held: make sure first that the repository answers, and that
+        // there is next to nothing left to write.
+        sync(partial.clone()).await.map_err(|cause| self.repository_fault(&partial, &cause))?;
+        let put_back = json!({"path": planned.disk.qdev, "property": "drive", "value": planned.node_name});
+        let commands = [
+            ("job-dismiss", json!({"id": name(Role::Job)})),
+            ("blockdev-del", json!({"node-name": name(Role::Snapshot)})),
+            ("qom-set", put_back),
+            ("blockdev-del", json!({"node-name": name(Role::Filter)})),
+            ("blockdev-del", json!({"node-name": name(Role::Fleece)})),
+            ("blockdev-del", json!({"node-name": name(Role::Target)})),
+        ];
+        for (command, arguments) in commands {
+            self.client().execute(command, arguments).await.map_err(|e| self.ground.qmp(Step::Copy, &e))?;
+        }
+        let fleece = self.ground.layout.fleece(planned.index);
+        std::fs::remove_file(&fleece).map_err(|e| {
+            let cause = format!("the fleecing image {} cannot be removed ({e})", fleece.display());
+            self.ground.fail(Step::Copy, ErrorClass::Fleecing, cause, "remove it by hand")
+        })
+    }
+
+    pub(crate) fn repository_fault(&self, path: &Path, cause: &str) -> HypervisorError {
+        let cause = format!("{} cannot be made durable ({cause})", path.display());
+        let remedy = "see to the repository's space and storage, then run the job again";
+        self.ground.fail(Step::Copy, ErrorClass::Repository, cause, remedy)
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let of =
+            |d: &PlannedDisk| std::fs::metadata(self.ground.layout.partial(d.index)).map_or(0, |m| m.blocks() * 512);
+        self.disks.iter().map(of).sum()
+    }
+}
+
+/// Waits until a job changes or fails, or a quarter of a second; notes which side failed.
+async fn await_news(events: &mut Receiver<QmpEvent>, operations: &mut HashMap<String, String>) {
+    let tick = sleep(Duration::from_millis(POLL_MS));
+    tokio::pin!(tick);
+    loop {
+        tokio::select! {
+            () = &mut tick => return,
+            event = events.recv() => match event {
+                Ok(event) if event.name == "BLOCK_JOB_ERROR" => {
+                    let (device, operation) = (text(&event.data["device"]), text(&event.data["operation"]));
+                    operations.extend(device.zip(operation));
+                }
+                Ok(event) if event.name == "JOB_STATUS_CHANGE" && event.data["status"] == "concluded" => return,
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                // The connection ended: the next command says how.
+                Err(RecvError::Closed) => return tick.await,
+            }
+        }
+    }
+}
+
+async fn jobs(client: &QmpClient) -> Result<HashMap<String, JobView>, QmpError> {
+    let answer = client.execute("query-jobs", Value::Null).await?;
+    let view = |job: &Value| {
+        let view = JobView {
+            status: text(&job["status"])?,
+            copied_bytes: job["current-progress"].as_u64()?,
+            total_bytes: job["total-progress"].as_u64()?,
+            error: text(&job["error"]),
+        };
+        Some((text(&job["id"])?, view))
+    };
+    Ok(items(&answer).filter_map(view).collect())
+}
+
+/// Makes a file durable without holding up the runtime.
+pub(crate) async fn sync(path: std::path::PathBuf) -> Result<(), String> {
+    match files::on_a_thread(SYNC_MS, move || files::sync_file(&path)).await {
+        Some(result) => result.map_err(|e| e.to_string()),
+        None => Err(format!("no answer within {SYNC_MS} ms")),
+    }
+}
+
+fn share(speed_bytes_per_s: u64, running: usize) -> u64 {
+    (speed_bytes_per_s / running.max(1) as u64).max(1)
+}
+
+fn ms_since(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! Files of unfinished backups, as scenarios.
+
+use super::*;
+
+struct Bed {
+    _dir: tempfile::TempDir,
+    repository: PathBuf,
+    fleecing: PathBuf,
+}
+
+impl Bed {
+    fn new() -> Bed {
+        let dir = tempfile::tempdir().unwrap();
+        let (repository, fleecing) = (dir.path().join("repo"), dir.path().join("fleece"));
+        fs::create_dir(&repository).unwrap();
+        fs::create_dir(&fleecing).unwrap();
+        Bed { _dir: dir, repository, fleecing }
+    }
+
+    fn layout(&self, vm: &str, id: &str) -> Layout {
+        Layout::new(&self.repository, &self.fleecing, vm, Some("12345678-0000-0000-0000-000000000000"), id)
+    }
+
+    /// A backup in the middle of its copy.
+    fn begin(&self, vm: &str, id: &str) -> (Layout, File) {
+        let layout = self.layout(vm, id);
+        let claim = Claim { vm: vm.into(), restore_point: id.into(), task: "t".into(), epoch: 1 };
+        let file = super::claim(&layout, &claim).unwrap();
+        for path in [layout.partial(0), layout.disk(1), layout.fleece(0), layout.fleece(1)] {
+            fs::write(path, "x").unwrap();
+        }
+        (layout, file)
+    }
+
+    fn sweep(&self, vm: &str) -> SweptFiles {
+        sweep_files(&self.repository, &self.fleecing, vm, None)
+    }
+
+    fn files(&self) -> Vec<String> {
+        fn walk(dir: &Path, found: &mut Vec<String>) {
+            for e in fs::read_dir(dir).unwrap().flatten() {
+                if e.path().is_dir() { walk(&e.path(), found) } else { found.push(e.path().display().to_string()) }
+            }
+        }
+        let mut found = Vec::new();
+        walk(&self.repository, &mut found);
+        walk(&self.fleecing, &mut found);
+        found
+    }
+}
+
+#[test]
+fn what_a_dead_backup_left_goes_and_a_second_sweep_finds_nothing() {
+    let bed = Bed::new();
+    let (layout, claim) = bed.begin("pg1", "ab");
+    drop(claim);
+    let swept = bed.sweep("pg1");
+    assert_eq!(swept.remaining, Vec::<String>::new());
+    assert_eq!(swept.removed.len(), 5, "{:?}", swept.removed);
+    assert!(bed.files().is_empty() && !layout.vm_dir.exists());
+    assert_eq!(bed.sweep("pg1"), SweptFiles::default());
+}
+
+#[test]
+fn a_backup_whose_maker_lives_is_left_alone_but_undoes_itself() {
+    let bed = Bed::new();
+    let (_, claim) = bed.begin("pg1", "ab");
+    let before = bed.files();
+    let swept = bed.sweep("pg1");
+    assert_eq!((swept.removed, bed.files()), (vec![], before));
+    assert!(swept.remaining[0].contains("living program"));
+    sweep_files(&bed.repository, &bed.fleecing, "pg1", Some("ab"));
+    assert!(bed.files().is_empty());
+    drop(claim);
+}
+
+#[test]
+fn whole_restore_points_and_other_vms_stay() {
+    let bed = Bed::new();
+    let (whole, _) = bed.begin("pg1", "whole");
+    complete(&whole, b"{}").unwrap();
+    let (_, _) = bed.begin("pg1-b", "other");
+    let (_, _) = bed.begin("pg1", "dead");
+    fs::write(bed.repository.join("notes.txt"), "theirs").unwrap();
+    bed.sweep("pg1");
+    let left = bed.files();
+    assert!(left.iter().any(|f| f.ends_with("whole/restore-point.json")), "{left:?}");
+    assert!(left.iter().any(|f| f.ends_with("whole/disk1.qcow2")));
+    assert!(left.iter().any(|f| f.ends_with("notes.txt")));
+    assert!(!left.iter().any(|f| f.contains("dead")), "{left:?}");
+    assert_eq!(left.iter().filter(|f| f.contains("pg1-b")).count(), 5, "{left:?}");
+}
+
+#[test]
+fn a_second_backup_cannot_claim_the_same_restore_point() {
+    let bed = Bed::new();
+    let (layout, _claim) = bed.begin("pg1", "ab");
+    let claim = Claim { vm: "pg1".into(), restore_point: "ab".into(), task: "t".into(), epoch: 1 };
+    assert_eq!(super::claim(&layout, &claim).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+}
+
+#[test]
+fn a_vms_name_cannot_leave_the_repository() {
+    for (vm, folder) in [("../x", "_.._x"), ("a b/c", "a_b_c"), ("pg-1", "pg-1"), ("ä", "_")] {
+        assert_eq!(plain(vm), folder);
+    }
+}
+
+#[tokio::test]
+async fn a_folder_that_is_no_good_says_why() {
+    let bed = Bed::new();
+    assert!(probe(&bed.repository).await.unwrap() > 0);
+    assert_eq!(bed.files(), Vec::<String>::new());
+    assert!(matches!(probe(&bed.repository.join("none")).await, Err(FolderFault::Missing { .. })));
+    fs::write(bed.repository.join("file"), "").unwrap();
+    assert!(matches!(probe(&bed.repository.join("file")).await, Err(FolderFault::Missing { .. })));
+    assert!(matches!(probe(Path::new("/proc")).await, Err(FolderFault::NotWritable { .. })));
+}

@@ -1,0 +1,117 @@
+//! From copied images to a restore point: checked, durable, named, described.
+//!
+//! `restore-point.json` is written last; before it there is no restore point, with it there is a whole one. Knows nothing of the
+//! hypervisor: its nodes are gone when this begins.
+
+use std::path::PathBuf;
+
+use crate::backup::{PlannedDisk, PreparedBackup, Stage};
+use crate::copy::{SYNC_MS, sync};
+use crate::error::{ErrorClass, HypervisorError, Step};
+use crate::files::{self, Layout};
+use crate::image::{self, Check};
+use crate::metadata::{DiskFile, Kind, RestorePointMetadata, SkippedDrive, VERSION};
+use crate::names::bitmap_name;
+
+/// A restore point's files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestorePointFiles {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// The disks' images, by index.
+    pub disks: Vec<PathBuf>,
+    /// What `restore-point.json` says.
+    pub metadata: RestorePointMetadata,
+}
+
+impl PreparedBackup {
+    /// Checks every image, makes it durable, gives it its name, and writes `restore-point.json`. From then on
+    /// [`PreparedBackup::abandon`] and dropping do nothing, and the bitmap is owed.
+    ///
+    /// # Errors
+    /// [`ErrorClass::Repository`] if an image is damaged or cannot be made durable. Then [`PreparedBackup::abandon`].
+    pub async fn finish(&mut self) -> Result<RestorePointFiles, HypervisorError> {
+        self.expect(Stage::Copied, Step::Finish)?;
+        self.stage = Stage::Ended;
+        let mut disks = Vec::with_capacity(self.disks.len());
+        for planned in &self.disks {
+            disks.push(self.finish_disk(planned).await?);
+        }
+        let metadata = self.metadata(disks);
+        let json = serde_json::to_vec_pretty(&metadata).map_err(|e| self.finish_fault(e.to_string()))?;
+        let layout = self.ground.layout.clone();
+        let written = files::on_a_thread(SYNC_MS, move || files::complete(&layout, &json)).await;
+        match written {
+            Some(Ok(())) => {}
+            Some(Err(e)) => return Err(self.finish_fault(e.to_string())),
+            None => return Err(self.finish_fault(format!("no answer within {SYNC_MS} ms"))),
+        }
+        self.stage = Stage::Finished;
+        self.claim = None;
+        let disks = self.disks.iter().map(|d| self.ground.layout.disk(d.index)).collect();
+        Ok(RestorePointFiles { dir: self.ground.layout.point_dir.clone(), disks, metadata })
+    }
+
+    async fn finish_disk(&self, planned: &PlannedDisk) -> Result<DiskFile, HypervisorError> {
+        use std::os::unix::fs::MetadataExt;
+        let partial = self.ground.layout.partial(planned.index);
+        sync(partial.clone()).await.map_err(|cause| self.finish_fault(format!("{}: {cause}", partial.display())))?;
+        match image::check(&partial).await {
+            Ok(Check::Sound) => {}
+            Ok(Check::Damaged(found)) => {
+                return Err(self.finish_fault(format!("qemu-img check found {} damaged: {found}", partial.display())));
+            }
+            Err(cause) => return Err(self.finish_fault(format!("{} cannot be checked: {cause}", partial.display()))),
+        }
+        let file_bytes = std::fs::rename(&partial, self.ground.layout.disk(planned.index))
+            .and_then(|()| std::fs::metadata(self.ground.layout.disk(planned.index)))
+            .map_err(|e| self.finish_fault(format!("{}: {e}", partial.display())))?
+            .blocks()
+            * 512;
+        let disk = &planned.disk;
+        Ok(DiskFile {
+            index: planned.index,
+            file: Layout::disk_name(planned.index),
+            format: "qcow2".into(),
+            virtual_bytes: disk.virtual_bytes,
+            file_bytes,
+            name: disk.name.clone(),
+            qdev: disk.qdev.clone(),
+            node_name: planned.node_name.clone(),
+            source_file: disk.file.clone(),
+            source_format: disk.format.clone(),
+            bitmap_persistent: disk.bitmap_persistent,
+        })
+    }
+
+    fn metadata(&self, disks: Vec<DiskFile>) -> RestorePointMetadata {
+        let (order, facts) = (&self.ground.order, &self.facts);
+        let skipped = facts
+            .disks
+            .iter()
+            .filter_map(|d| d.skip.map(|reason| SkippedDrive { name: d.name.clone(), reason: reason.to_string() }));
+        RestorePointMetadata {
+            version: VERSION,
+            vm: self.ground.vm.name.clone(),
+            uuid: facts.uuid.clone(),
+            restore_point: order.restore_point.clone(),
+            parent: None,
+            kind: Kind::Full,
+            bitmap: bitmap_name(&order.restore_point),
+            disks,
+            skipped: skipped.collect(),
+            // Stage Copied comes after Taken, which sets it.
+            created: self.taken_at.unwrap_or_default(),
+            atomic: self.atomic,
+            task: order.task.clone(),
+            epoch: order.epoch,
+            qemu_version: facts.qemu_version.clone(),
+            annotations: self.annotations.clone(),
+        }
+    }
+
+    fn finish_fault(&self, cause: String) -> HypervisorError {
+        let remedy = "see to the repository's space and storage, then run the job again";
+        self.ground.fail(Step::Finish, ErrorClass::Repository, cause, remedy)
+    }
+}

@@ -1,0 +1,183 @@
+//! Running one elevated script over an SSH connection: session, command, elevation, streams.
+//!
+//! One task per script moves its output, so that a reader that is slow or gone never stops the connection's other
+//! sessions. Knows nothing of what runs.
+
+use super::connect::Handler;
+use super::elevate::{Action, Elevator};
+use crate::access::GuestAccess;
+use crate::channel::{ChannelError, ElevatedStream, Exit, FailureKind, Hop, Script, Tail, nonce};
+use bytes::Bytes;
+use russh::client::{Handle, Msg};
+use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
+use secrecy::ExposeSecret;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::io::StreamReader;
+
+const OPEN_LIMIT: Duration = Duration::from_secs(20);
+const ELEVATION_LIMIT: Duration = Duration::from_secs(40);
+/// Stderr, as RFC 4254 numbers it.
+const STDERR: u32 = 1;
+/// Blocks of output (of up to 32 KiB) that may wait for a slow reader.
+const BLOCKS_WAITING_MAX: usize = 32;
+
+/// A script that runs as root.
+pub(super) struct Running {
+    pub stream: ElevatedStream,
+    /// How it ends; lost with the connection.
+    pub exit: oneshot::Receiver<Exit>,
+    /// Ends its stdin.
+    pub eof: oneshot::Sender<()>,
+}
+
+/// Starts `script` and becomes root; see the contract in [`crate::channel::GuestChannel::open_elevated`].
+pub(super) async fn start(
+    handle: &Handle<Handler>,
+    access: &GuestAccess,
+    guest: &str,
+    script: &Script,
+) -> Result<Running, ChannelError> {
+    let channel = match timeout(OPEN_LIMIT, handle.channel_open_session()).await {
+        Ok(Ok(channel)) => channel,
+        Ok(Err(russh::Error::ChannelOpenFailure(why))) => {
+            return Err(ChannelError::new(
+                Hop::Exec,
+                FailureKind::GuestSide,
+                format!("{guest} refuses a session to {}: {why:?}", script.purpose),
+                "allow at least one session per connection (MaxSessions in the guest's sshd)",
+            ));
+        }
+        Ok(Err(e)) => return Err(broken(guest, script, &e.to_string())),
+        Err(_) => return Err(broken(guest, script, "it did not answer in time")),
+    };
+    let (mut output, input) = channel.split();
+    let stderr = Tail::default();
+    let nonce = nonce();
+    let mut elevator = Elevator::new(&access.user, &access.elevation, &nonce, stderr.clone());
+    let command = elevator.command(&nonce, script);
+    input.exec(true, command).await.map_err(|e| broken(guest, script, &e.to_string()))?;
+
+    let elevation = elevate(&mut elevator, &mut output, &input, guest, script);
+    let first = match timeout(ELEVATION_LIMIT, elevation).await {
+        Ok(Ok(first)) => first,
+        failed => {
+            // Hang up first: whoever waits for another password gets none.
+            let _ = input.close().await;
+            return Err(match failed {
+                Ok(Err(error)) => error,
+                _ => elevator.timed_out(guest, ELEVATION_LIMIT.as_secs()),
+            });
+        }
+    };
+    let (blocks, reader) = mpsc::channel(BLOCKS_WAITING_MAX);
+    let (exit_sender, exit) = oneshot::channel();
+    let (eof, eof_receiver) = oneshot::channel();
+    let writer = Box::new(input.make_writer());
+    let tail = stderr.clone();
+    tokio::spawn(async move {
+        let exit = pump(output, input, first, blocks, eof_receiver, tail).await;
+        let _ = exit_sender.send(exit);
+    });
+    let reader = Box::new(StreamReader::new(ReceiverStream::new(reader)));
+    Ok(Running { stream: ElevatedStream { reader, writer, stderr }, exit, eof })
+}
+
+/// Reads until the script itself speaks; returns its first bytes.
+async fn elevate(
+    elevator: &mut Elevator,
+    output: &mut ChannelReadHalf,
+    input: &ChannelWriteHalf<Msg>,
+    guest: &str,
+    script: &Script,
+) -> Result<Vec<u8>, ChannelError> {
+    let mut exit = Exit::Lost;
+    loop {
+        let action = match output.wait().await {
+            Some(ChannelMsg::Data { data }) => elevator.stdout(&data),
+            Some(ChannelMsg::ExtendedData { data, ext: STDERR }) => elevator.stderr(&data),
+            Some(ChannelMsg::Failure) => {
+                return Err(ChannelError::new(
+                    Hop::Exec,
+                    FailureKind::GuestSide,
+                    format!("{guest} refuses to run a command to {}", script.purpose),
+                    "the account must be allowed to run commands (no ForceCommand, no sftp-only account)",
+                ));
+            }
+            Some(ChannelMsg::ExitStatus { exit_status }) => {
+                exit = Exit::Code(exit_status);
+                Action::Wait
+            }
+            Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
+                exit = Exit::Signal(format!("{signal_name:?}"));
+                Action::Wait
+            }
+            Some(ChannelMsg::Close) | None => return Err(elevator.ended(guest, &exit)),
+            Some(_) => Action::Wait,
+        };
+        match action {
+            Action::Wait => {}
+            Action::Elevated(first) => return Ok(first),
+            Action::Refused(why) => return Err(elevator.refused(guest, &why)),
+            Action::SendPassword => {
+                let Some(password) = elevator.password() else { continue };
+                let line = format!("{}\n", password.expose_secret());
+                input.data_bytes(line).await.map_err(|e| broken(guest, script, &e.to_string()))?;
+            }
+        }
+    }
+}
+
+/// Moves output until the script or its reader is gone.
+async fn pump(
+    mut output: ChannelReadHalf,
+    input: ChannelWriteHalf<Msg>,
+    first: Vec<u8>,
+    blocks: mpsc::Sender<std::io::Result<Bytes>>,
+    mut eof: oneshot::Receiver<()>,
+    tail: Tail,
+) -> Exit {
+    let mut exit = Exit::Lost;
+    let mut eof_open = true;
+    if !first.is_empty() {
+        let _ = blocks.send(Ok(first.into())).await;
+    }
+    loop {
+        let message = tokio::select! {
+            message = output.wait() => message,
+            asked = &mut eof, if eof_open => {
+                eof_open = false;
+                if asked.is_ok() {
+                    let _ = input.eof().await;
+                }
+                continue;
+            }
+            () = blocks.closed() => {
+                let _ = input.close().await;
+                return exit;
+            }
+        };
+        match message {
+            Some(ChannelMsg::Data { data }) => {
+                let _ = blocks.send(Ok(data)).await;
+            }
+            Some(ChannelMsg::ExtendedData { data, ext: STDERR }) => tail.push(&data),
+            Some(ChannelMsg::ExitStatus { exit_status }) => exit = Exit::Code(exit_status),
+            Some(ChannelMsg::ExitSignal { signal_name, .. }) => exit = Exit::Signal(format!("{signal_name:?}")),
+            Some(ChannelMsg::Close) | None => return exit,
+            Some(_) => {}
+        }
+    }
+}
+
+/// The connection is gone.
+pub(super) fn broken(guest: &str, script: &Script, why: &str) -> ChannelError {
+    ChannelError::new(
+        Hop::Exec,
+        FailureKind::Unreachable,
+        format!("the connection to {guest} broke before we could {}: {why}", script.purpose),
+        "see whether the guest still runs and is reachable",
+    )
+}

@@ -1,0 +1,121 @@
+//! Restore points. Names are kept beside ids: a restore point outlives its VM and its job.
+
+use super::{Store, StoreError, json};
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+use uuid::Uuid;
+
+/// A restore point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestorePointRow {
+    /// Id.
+    pub id: Uuid,
+    /// The VM.
+    pub vm: Uuid,
+    /// The VM's name.
+    pub vm_name: String,
+    /// The job's name.
+    pub job_name: Option<String>,
+    /// The session.
+    pub session: i64,
+    /// The task.
+    pub task: Uuid,
+    /// The repository.
+    pub repository: Uuid,
+    /// When it was recorded.
+    pub created_us: i64,
+    /// `full`.
+    pub kind: String,
+    /// `application`, `file-system`, `crash` or `none`.
+    pub level: String,
+    /// Why the level is not better.
+    pub level_reasons: Vec<String>,
+    /// Folder with its files.
+    pub directory: String,
+    /// Its disk images' file names.
+    pub disks: Vec<String>,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Name of the dirty bitmap that the next incremental backup needs.
+    pub bitmap: String,
+    /// When it was verified last, and the outcome.
+    pub verified: Option<String>,
+}
+
+const COLUMNS: &str = "SELECT id, vm, vm_name, job_name, session, task, repository, created_us, kind, level, \
+                       level_reasons, directory, disks, bytes, bitmap, verified FROM restore_points";
+
+impl Store {
+    /// Restore points, newest first; of one VM where one is given.
+    pub async fn restore_points(&self, vm: Option<Uuid>) -> Result<Vec<RestorePointRow>, StoreError> {
+        let sql = format!("{COLUMNS} WHERE $1 IS NULL OR vm = $1 ORDER BY created_us DESC, id DESC");
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(vm.map(|id| id.to_string()))
+            .fetch_all(&self.readers)
+            .await
+            .map_err(|e| self.failed("reading restore points", e))?;
+        rows.iter().map(|row| self.restore_point_row(row)).collect()
+    }
+
+    /// Records the outcome of a verification.
+    pub async fn set_verified(&self, restore_point: Uuid, verified: &str) -> Result<(), StoreError> {
+        let sql = "UPDATE restore_points SET verified = $2 WHERE id = $1";
+        let done = sqlx::query(sql).bind(restore_point.to_string()).bind(verified).execute(&self.writer).await;
+        self.removed("restore point", done)
+    }
+
+    /// Forgets a restore point, whose files are gone.
+    pub async fn remove_restore_point(&self, restore_point: Uuid) -> Result<(), StoreError> {
+        let sql = "DELETE FROM restore_points WHERE id = $1";
+        let done = sqlx::query(sql).bind(restore_point.to_string()).execute(&self.writer).await;
+        self.removed("restore point", done)
+    }
+
+    fn restore_point_row(&self, row: &SqliteRow) -> Result<RestorePointRow, StoreError> {
+        let id = self.id(row, 0)?;
+        let what = format!("restore point {id}");
+        Ok(RestorePointRow {
+            id,
+            vm: self.id(row, 1)?,
+            vm_name: row.get(2),
+            job_name: row.get(3),
+            session: row.get(4),
+            task: self.id(row, 5)?,
+            repository: self.id(row, 6)?,
+            created_us: row.get(7),
+            kind: row.get(8),
+            level: row.get(9),
+            level_reasons: self.document(&what, row.get(10))?,
+            directory: row.get(11),
+            disks: self.document(&what, row.get(12))?,
+            bytes: row.get::<i64, _>(13).unsigned_abs(),
+            bitmap: row.get(14),
+            verified: row.get(15),
+        })
+    }
+}
+
+impl RestorePointRow {
+    /// The statement that records it.
+    pub(super) fn insert(&self) -> sqlx::query::Query<'_, sqlx::Sqlite, sqlx::sqlite::SqliteArguments> {
+        let sql = "INSERT INTO restore_points (id, vm, vm_name, job_name, session, task, repository, created_us, \
+                   kind, level, level_reasons, directory, disks, bytes, bitmap) \
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
+        sqlx::query(sql)
+            .bind(self.id.to_string())
+            .bind(self.vm.to_string())
+            .bind(&self.vm_name)
+            .bind(&self.job_name)
+            .bind(self.session)
+            .bind(self.task.to_string())
+            .bind(self.repository.to_string())
+            .bind(self.created_us)
+            .bind(&self.kind)
+            .bind(&self.level)
+            .bind(json(&self.level_reasons))
+            .bind(&self.directory)
+            .bind(json(&self.disks))
+            .bind(i64::try_from(self.bytes).unwrap_or(i64::MAX))
+            .bind(&self.bitmap)
+    }
+}
