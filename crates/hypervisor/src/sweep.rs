@@ -29,6 +29,8 @@ const JOBS_END_MS: u64 = 20_000;
 const JOBS_POLL_MS: u64 = 50;
 /// How long a lost connection is tried again, in ms.
 const RECONNECT_MS: u64 = 10_000;
+/// How long it is tried while nobody listens at all, in ms: QEMU listens as long as it lives.
+const RECONNECT_UNREACHABLE_MS: u64 = 1_000;
 /// Pause between two tries, in ms.
 const RECONNECT_PAUSE_MS: u64 = 200;
 /// Time for removing files, in ms.
@@ -114,12 +116,18 @@ async fn continue_if_ours(client: &QmpClient, residue: &Residue) -> Result<bool,
 }
 
 async fn reconnect(vm: &QemuVm) -> Result<QemuVm, QmpError> {
-    let deadline = Instant::now() + Duration::from_millis(RECONNECT_MS);
+    let began = Instant::now();
     loop {
-        match vm.reopened().await {
-            Err(_) if Instant::now() < deadline => sleep(Duration::from_millis(RECONNECT_PAUSE_MS)).await,
-            result => return result,
+        let result = vm.reopened().await;
+        let limit_ms = match &result {
+            Ok(_) => return result,
+            Err(QmpError::Unreachable { .. }) => RECONNECT_UNREACHABLE_MS,
+            Err(_) => RECONNECT_MS,
+        };
+        if began.elapsed() >= Duration::from_millis(limit_ms) {
+            return result;
         }
+        sleep(Duration::from_millis(RECONNECT_PAUSE_MS)).await;
     }
 }
 

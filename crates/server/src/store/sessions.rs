@@ -4,9 +4,10 @@ use super::{Store, StoreError, json};
 use crate::instant::{from_us, us};
 use jiff::Timestamp;
 use lull_api::session::SessionEvent;
+use lull_engine::failover::FailureClass;
 use lull_engine::ids::{CredentialId, JobId, RepositoryId, RestorePointId};
 use lull_engine::infrastructure::{CredentialKind, Platform};
-use lull_engine::session::{SessionState, TaskState};
+use lull_engine::session::{Hop, SessionState, TaskFailure, TaskState};
 use lull_engine::settings::GuestProcessing;
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
@@ -62,6 +63,20 @@ pub struct BackupPlan {
     pub restore_point: RestorePointId,
     /// Limit of the copy, in bytes per second; 0 for none.
     pub copy_limit_bytes_per_s: u64,
+}
+
+impl BackupPlan {
+    /// The restore point's id as proxies and hypervisors know it: the last 16 hexadecimal digits, all of them random,
+    /// since names inside a hypervisor are short.
+    pub fn short_id(&self) -> String {
+        short_id(self.restore_point.0)
+    }
+}
+
+/// See [`BackupPlan::short_id`].
+pub fn short_id(restore_point: Uuid) -> String {
+    let digits = restore_point.simple().to_string();
+    digits[16..].to_string()
 }
 
 /// What a task has to do, fixed when its session begins.
@@ -171,7 +186,7 @@ pub enum BeginError {
 pub struct Begun {
     /// Its number.
     pub session: i64,
-    /// Tasks that did not, with the session that has their VM; the others wait for a proxy.
+    /// Tasks that can only fail, with the session that has their VM; the others wait for a proxy.
     pub busy: Vec<(NewTask, i64)>,
 }
 
@@ -219,8 +234,9 @@ impl Store {
         .fetch_one(&mut *tx)
         .await
         .map_err(failed)?;
-        let all = free.iter().chain(busy.iter().map(|(task, _)| task));
-        for (position, task) in (0i64..).zip(all) {
+        let waiting = free.iter().map(|task| (task, TaskState::new(now)));
+        let all = waiting.chain(busy.iter().map(|(task, other)| (task, in_another(&task.vm_name, *other, now))));
+        for (position, (task, state)) in (0i64..).zip(all) {
             sqlx::query(
                 "INSERT INTO tasks (id, session, position, vm, vm_name, work, state, open, held) \
                  VALUES ($1, $2, $3, $4, $5, $6, $7, 1, 0)",
@@ -231,7 +247,7 @@ impl Store {
             .bind(task.vm.to_string())
             .bind(&task.vm_name)
             .bind(json(&task.work))
-            .bind(json(&TaskState::new(now)))
+            .bind(json(&state))
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
@@ -341,4 +357,16 @@ impl Store {
             vm_name,
         })
     }
+}
+
+/// A task that cannot begin, and says why once it is closed.
+fn in_another(vm: &str, other: i64, now: Timestamp) -> TaskState {
+    let failure = TaskFailure {
+        step: None,
+        hop: Hop::BackupServer,
+        cause: format!("{vm} is in session {other}, and nothing was started"),
+        remedy: format!("run the job again when session {other} is over, or cancel that one"),
+        class: FailureClass::VmBusy,
+    };
+    TaskState::Waiting { since: now, epoch: 0, tried: Vec::new(), last_failure: Some(failure) }
 }

@@ -1,0 +1,86 @@
+//! A choice of proxy as people see it. Chooses nothing.
+
+use lull_api::infrastructure::{ProxyCandidate, ProxyExplanation};
+use lull_engine::ids::ServerId;
+use lull_engine::infrastructure::ManagedServer;
+use lull_engine::selection::{Decision, Judgement, Tier};
+
+/// The engine's decision, every server with the reason for or against it.
+pub fn explanation(decision: &Decision, servers: &[ManagedServer]) -> ProxyExplanation {
+    let running = |id: ServerId| servers.iter().find(|s| s.id == id).map_or(0, |s| s.running_tasks);
+    let chosen = decision.chosen.iter().map(|chosen| ProxyCandidate {
+        name: chosen.name.clone(),
+        chosen: true,
+        tier: Some(chosen.tier.number()),
+        running_tasks: chosen.running_tasks,
+        reason: format!(
+            "chosen: {}, over {}; {} of {} slots in use",
+            words(chosen.tier),
+            chosen.channel,
+            chosen.running_tasks,
+            chosen.slots
+        ),
+    });
+    let others = decision.others.iter().map(|other| ProxyCandidate {
+        name: other.name.clone(),
+        chosen: false,
+        tier: match &other.judgement {
+            Judgement::Feasible { rank, .. } => Some(rank.tier().number()),
+            Judgement::Rejected { .. } => None,
+        },
+        running_tasks: running(other.server),
+        reason: other.judgement.to_string(),
+    });
+    let text = decision.to_string();
+    let head = text.split("\n  ").next().unwrap_or_default();
+    ProxyExplanation {
+        vm: decision.vm_name.clone(),
+        chosen: decision.chosen.as_ref().map(|chosen| chosen.name.clone()),
+        tier: decision.chosen.as_ref().map(|chosen| chosen.tier.number()),
+        summary: head.to_string(),
+        candidates: chosen.chain(others).collect(),
+    }
+}
+
+/// The same where another server got the task, since the best one had no free slot for too long.
+pub fn spilled(mut explanation: ProxyExplanation, to: &ManagedServer, tier: Tier) -> ProxyExplanation {
+    let full = "had no free slot for so long that the next tier may take the task";
+    for candidate in &mut explanation.candidates {
+        if candidate.chosen {
+            candidate.chosen = false;
+            candidate.reason = format!("the best one, but it {full}");
+        }
+        if candidate.name == to.name {
+            candidate.chosen = true;
+            candidate.reason = format!("chosen, {}: a better one {full}", words(tier));
+        }
+    }
+    explanation.summary = format!("{}: {} ({tier}), since a better one {full}", explanation.vm, to.name);
+    explanation.chosen = Some(to.name.clone());
+    explanation.tier = Some(tier.number());
+    explanation
+}
+
+/// A backup without guest processing needs no way into the guest: the backup server's own proxy makes it.
+pub fn without_guest(vm: &str, server: &ManagedServer) -> ProxyExplanation {
+    let reason = "guest processing is disabled, so that no proxy is needed to reach the guest";
+    ProxyExplanation {
+        vm: vm.to_string(),
+        chosen: Some(server.name.clone()),
+        tier: None,
+        summary: format!("{vm}: {}, since {reason}", server.name),
+        candidates: vec![ProxyCandidate {
+            name: server.name.clone(),
+            chosen: true,
+            tier: None,
+            running_tasks: server.running_tasks,
+            reason: reason.to_string(),
+        }],
+    }
+}
+
+/// `same network, …` without its number.
+fn words(tier: Tier) -> String {
+    let text = tier.to_string();
+    text.split_once(": ").map_or(text.clone(), |(_, words)| words.to_string())
+}

@@ -1,0 +1,234 @@
+//! What is owed to a guest and to the hypervisor after a task was interrupted: a proxy is asked to see to it, and the
+//! state machine is told how that went. How often and when is its decision.
+//!
+//! At start, every task that an earlier run of the server left open goes this way before it is closed.
+
+use super::actions::record;
+use super::book::{Happening, OpenTask, thaw_by_hand};
+use super::order::{self, NoOrder};
+use crate::proxies::ProxyLink;
+use crate::server::Server;
+use crate::store::StoreError;
+use crate::store::sessions::TaskOutcome;
+use jiff::Timestamp;
+use lull_api::session::EventKind;
+use lull_engine::ids::ServerId;
+use lull_engine::session::{Hold, RecoveryPart, TaskEvent, TaskState};
+use lull_proxy_wire::v1;
+use lull_proxy_wire::v1::task_event::Event;
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// One attempt may take so long; a proxy bounds each of its own steps.
+const ATTEMPT_MS_MAX: u64 = 600_000;
+
+/// Opens every session that an earlier run left open and tells its tasks; answers how many are being recovered.
+pub async fn reopen(server: &Arc<Server>) -> Result<u32, StoreError> {
+    let now = Timestamp::now();
+    let sessions = server.store.open_sessions().await?;
+    for session in &sessions {
+        server.book.open(*session).await?;
+        let text = "the backup server was stopped during this session and has started again".to_string();
+        server.book.tell(*session, EventKind::Note { level: "warning".into(), text }, now).await?;
+    }
+    for open in server.book.open_tasks().await {
+        record(server, open.row.id, Happening::event(TaskEvent::ServerRestarted)).await;
+    }
+    for session in sessions {
+        server.book.close_if_done(session, now).await?;
+    }
+    Ok(u32::try_from(server.book.open_tasks().await.len()).unwrap_or(u32::MAX))
+}
+
+/// Sees to it that the guest is thawed and swept.
+pub async fn recover_guest(server: &Arc<Server>, task: Uuid, epoch: u64, last_proxy: ServerId, after_ms: u64) {
+    tokio::time::sleep(Duration::from_millis(after_ms)).await;
+    let Some((open, hold)) = still_recovering(server, task, epoch).await else { return };
+    let result = match order::targets(&server.store, &server.secrets, &open.row).await {
+        Err(no_order) => Err(cause(no_order)),
+        // Without guest processing nothing of ours was ever in the guest.
+        Ok(targets) if targets.guest.is_none() => Ok(None),
+        Ok(targets) => {
+            let order =
+                v1::RecoverOrder { guest: targets.guest, maybe_frozen: hold.owed.frozen, ..empty_order(&open, epoch) };
+            attempt(server, &open, last_proxy, order).await.and_then(|receipt| {
+                if receipt.guest_checked && receipt.left_in_guest.is_empty() {
+                    Ok(Some(receipt))
+                } else if receipt.guest_checked {
+                    Err(format!("still in the guest: {}", receipt.left_in_guest.join(", ")))
+                } else {
+                    Err("the proxy could not look into the guest".to_string())
+                }
+            })
+        }
+    };
+    let part = RecoveryPart::Guest;
+    conclude(server, &open, &hold, epoch, part, result).await;
+}
+
+/// Sweeps the hypervisor and removes the partial file.
+pub async fn sweep_hypervisor(server: &Arc<Server>, task: Uuid, epoch: u64, after_ms: u64) {
+    tokio::time::sleep(Duration::from_millis(after_ms)).await;
+    let Some((open, hold)) = still_recovering(server, task, epoch).await else { return };
+    let result = sweep(server, &open, &hold, epoch).await;
+    conclude(server, &open, &hold, epoch, RecoveryPart::Hypervisor, result).await;
+}
+
+async fn sweep(server: &Arc<Server>, open: &OpenTask, hold: &Hold, epoch: u64) -> Result<Option<v1::Receipt>, String> {
+    // Only a backup touches the hypervisor.
+    let Some(backup) = &open.row.work.backup else { return Ok(None) };
+    let hypervisor = order::hypervisor(&server.store, &open.row).await.map_err(cause)?;
+    let bitmaps_owed = order::bitmaps_owed(&server.store, &open.row).await.map_err(|e| e.to_string())?;
+    let order = v1::RecoverOrder {
+        hypervisor: Some(hypervisor),
+        repository_dir: backup.repository_dir.clone(),
+        // A recorded restore point keeps its files.
+        restore_point_id: match hold.restore_point {
+            Some(_) => String::new(),
+            None => backup.short_id(),
+        },
+        bitmaps_owed,
+        ..empty_order(open, epoch)
+    };
+    let receipt = attempt(server, open, hold.proxy, order).await?;
+    if receipt.hypervisor_checked && receipt.left_in_hypervisor.is_empty() {
+        Ok(Some(receipt))
+    } else if receipt.hypervisor_checked {
+        Err(format!("still in the hypervisor: {}", receipt.left_in_hypervisor.join(", ")))
+    } else {
+        Err("the proxy could not look into the hypervisor".to_string())
+    }
+}
+
+fn empty_order(open: &OpenTask, epoch: u64) -> v1::RecoverOrder {
+    v1::RecoverOrder {
+        task_id: open.row.id.to_string(),
+        epoch,
+        vm_name: open.row.vm_name.clone(),
+        ..Default::default()
+    }
+}
+
+async fn still_recovering(server: &Arc<Server>, task: Uuid, epoch: u64) -> Option<(OpenTask, Hold)> {
+    let open = server.book.open_task(task).await?;
+    match open.row.state.clone() {
+        TaskState::Recovering { hold, .. } if hold.epoch == epoch => Some((open, hold)),
+        _ => None,
+    }
+}
+
+/// One call; answers the receipt, or why there is none.
+async fn attempt(
+    server: &Arc<Server>,
+    open: &OpenTask,
+    last_proxy: ServerId,
+    order: v1::RecoverOrder,
+) -> Result<v1::Receipt, String> {
+    let online = |link: &&ProxyLink| link.health().online;
+    let link = server
+        .proxies
+        .get(last_proxy)
+        .filter(online)
+        .or_else(|| server.proxies.backup_server().filter(online))
+        .or_else(|| server.proxies.all().find(online))
+        .ok_or("no proxy is online")?;
+    let call = hear(server, open, link, order);
+    tokio::select! {
+        result = tokio::time::timeout(Duration::from_millis(ATTEMPT_MS_MAX), call) => {
+            result.unwrap_or_else(|_| Err(format!("it took longer than {} s", ATTEMPT_MS_MAX / 1_000)))
+        }
+        () = link.offline() => Err(format!("the heartbeat of {} stopped", link.server.name)),
+    }
+}
+
+async fn hear(
+    server: &Arc<Server>,
+    open: &OpenTask,
+    link: &ProxyLink,
+    order: v1::RecoverOrder,
+) -> Result<v1::Receipt, String> {
+    let broke = |status: tonic::Status| format!("{}: {}", link.server.name, status.message());
+    let mut stream = link.client().recover(order).await.map_err(broke)?.into_inner();
+    loop {
+        let told = match stream.message().await.map_err(broke)?.and_then(|message| message.event) {
+            None => return Err(format!("{} ended the recovery without saying how", link.server.name)),
+            Some(Event::Finished(end)) => return finished(end),
+            Some(Event::StepStarted(v1::StepStarted { step, detail })) => EventKind::StepStarted { step, detail },
+            Some(Event::StepEnded(ended)) => {
+                let v1::StepEnded { step, outcome: state, detail, took_us } = ended;
+                EventKind::StepEnded { step, state, detail, took_us }
+            }
+            Some(Event::Note(v1::Note { level, text })) => EventKind::Note { level, text },
+            Some(Event::Thawed(thawed)) => EventKind::Thawed { window_us: thawed.window_us, no_gap: thawed.no_gap },
+            Some(Event::Progress(_) | Event::HostKeySeen(_) | Event::HoldReady(_) | Event::Frozen(_)) => continue,
+        };
+        record(server, open.row.id, Happening { told: vec![told], ..Default::default() }).await;
+    }
+}
+
+fn finished(end: v1::Finished) -> Result<v1::Receipt, String> {
+    match end.outcome.as_str() {
+        "success" | "warning" => end.receipt.ok_or_else(|| "the proxy sent no receipt".to_string()),
+        _ => Err(match serde_json::from_str::<lull_engine::session::TaskFailure>(&end.failure_json) {
+            Ok(failure) => failure.to_string(),
+            Err(_) => format!("the proxy's recovery ended as {}", end.outcome),
+        }),
+    }
+}
+
+/// Tells the state machine and the people who follow.
+async fn conclude(
+    server: &Arc<Server>,
+    open: &OpenTask,
+    hold: &Hold,
+    epoch: u64,
+    part: RecoveryPart,
+    result: Result<Option<v1::Receipt>, String>,
+) {
+    let (words, done) = match part {
+        RecoveryPart::Guest => ("the guest is thawed and swept", TaskEvent::GuestRecovered { epoch }),
+        RecoveryPart::Hypervisor => ("the hypervisor is swept", TaskEvent::HypervisorSwept { epoch }),
+    };
+    let note = |level: &str, text: String| EventKind::Note { level: level.into(), text };
+    let happening = match result {
+        Ok(receipt) => {
+            // Read anew: the other half may have concluded meanwhile.
+            let known = server.book.open_task(open.row.id).await.map(|open| open.row.outcome);
+            let outcome = receipt.map(|receipt| merged(known.unwrap_or_default(), part, receipt));
+            Happening { told: vec![note("info", words.into())], outcome, ..Happening::event(done) }
+        }
+        Err(cause) => {
+            let mut told = vec![note("warning", format!("not yet: {words}: {cause}"))];
+            if part == RecoveryPart::Guest && hold.owed.frozen {
+                told.push(note("warning", thaw_by_hand(&open.row.vm_name)));
+            }
+            Happening { told, ..Happening::event(TaskEvent::RecoveryFailed { epoch, part, cause }) }
+        }
+    };
+    record(server, open.row.id, happening).await;
+}
+
+/// The half of the receipt that this recovery looked at.
+fn merged(mut outcome: TaskOutcome, part: RecoveryPart, receipt: v1::Receipt) -> TaskOutcome {
+    let known = outcome.receipt.get_or_insert_default();
+    match part {
+        RecoveryPart::Guest => {
+            known.guest_checked = receipt.guest_checked;
+            known.left_in_guest = receipt.left_in_guest;
+            known.rightly_remains = receipt.rightly_remains;
+        }
+        RecoveryPart::Hypervisor => {
+            known.hypervisor_checked = receipt.hypervisor_checked;
+            known.left_in_hypervisor = receipt.left_in_hypervisor;
+        }
+    }
+    outcome
+}
+
+fn cause(no_order: NoOrder) -> String {
+    match no_order {
+        NoOrder::Task(failure) => format!("{}; {}", failure.cause, failure.remedy),
+        NoOrder::Store(error) => error.to_string(),
+    }
+}

@@ -1,0 +1,299 @@
+//! What a proxy says, in the words of the state machine, the store and the people who follow. Pure: reads no store and
+//! decides no state.
+
+use super::book::Happening;
+use crate::instant::us;
+use crate::store::infrastructure::HostKeyRow;
+use crate::store::restore_points::RestorePointRow;
+use crate::store::sessions::{SessionKind, TaskOutcome, TaskRow};
+use crate::store::writes::Write;
+use jiff::Timestamp;
+use lull_api::session::{EventKind, Receipt};
+use lull_engine::consistency::{Assessment, ConsistencyLevel, Evidence, Reason, SnapshotEvidence, assess, level_name};
+use lull_engine::failover::FailureClass;
+use lull_engine::session::{Ending, Hop, Owed, ProxyReport, TaskEvent, TaskFailure};
+use lull_engine::settings::ApplicationAware;
+use lull_engine::timeline::Step;
+use lull_proxy_wire::v1;
+use lull_proxy_wire::v1::task_event::Event;
+use std::collections::BTreeSet;
+use uuid::Uuid;
+
+/// What one call to a proxy said so far.
+#[derive(Debug, Clone, Default)]
+pub struct Heard {
+    /// Steps that it began.
+    pub begun: BTreeSet<Step>,
+    /// Its warnings.
+    pub warnings: Vec<String>,
+    /// When the snapshot was there.
+    pub snapshot_at: Option<Timestamp>,
+    /// The guest is at rest for a caller's command.
+    pub hold_ready: bool,
+}
+
+/// What went out with the order, as far as the answers depend on it.
+#[derive(Debug, Clone, Default)]
+pub struct Sent {
+    /// The number of the dispatch.
+    pub epoch: u64,
+    /// The proxy was to work in the guest.
+    pub guest: bool,
+    /// The proxy was to work at the hypervisor.
+    pub hypervisor: bool,
+    /// Fingerprint of the pinned host key.
+    pub pinned: Option<String>,
+    /// The job's name.
+    pub job_name: Option<String>,
+}
+
+/// A step's name on the wire.
+fn step(name: &str) -> Option<Step> {
+    Step::ALL.into_iter().find(|step| step.name() == name)
+}
+
+/// One event short of the end.
+pub fn happening(task: &TaskRow, sent: &Sent, heard: &mut Heard, event: Event, now: Timestamp) -> Happening {
+    let report = |report| vec![TaskEvent::Report { epoch: sent.epoch, report }];
+    let mut happening = Happening::default();
+    match event {
+        Event::StepStarted(started) => {
+            if let Some(step) = step(&started.step) {
+                heard.begun.insert(step);
+                happening.events = report(ProxyReport::StepStarted { step });
+            }
+            happening.told.push(EventKind::StepStarted { step: started.step, detail: started.detail });
+        }
+        Event::StepEnded(ended) => {
+            if let Some(step) = step(&ended.step) {
+                if step == Step::Snapshot && ended.outcome == "ok" {
+                    heard.snapshot_at = Some(now);
+                }
+                happening.events = report(ProxyReport::StepEnded { step });
+            }
+            let v1::StepEnded { step, outcome: state, detail, took_us } = ended;
+            happening.told.push(EventKind::StepEnded { step, state, detail, took_us });
+        }
+        Event::Note(note) => {
+            if note.level == "warning" {
+                heard.warnings.push(note.text.clone());
+            }
+            happening.told.push(EventKind::Note { level: note.level, text: note.text });
+        }
+        Event::HostKeySeen(seen) => {
+            let key = seen.key.unwrap_or_default();
+            let key = HostKeyRow { algorithm: key.algorithm, fingerprint: key.fingerprint, public_key: key.public_key };
+            happening = host_key(task.vm, sent, key);
+        }
+        Event::HoldReady(ready) => {
+            heard.hold_ready = true;
+            happening.told.push(EventKind::HoldReady { facts: ready.facts.into_iter().collect() });
+        }
+        Event::Frozen(frozen) => {
+            happening.events = report(ProxyReport::Frozen { freeze_id: frozen.freeze_id });
+            happening.told.push(EventKind::Frozen { file_systems: frozen.superblocks });
+        }
+        Event::Thawed(thawed) => {
+            happening.events = report(ProxyReport::Thawed { freeze_id: thawed.freeze_id });
+            happening.told.push(EventKind::Thawed { window_us: thawed.window_us, no_gap: thawed.no_gap });
+        }
+        // Progress is not stored, and the end is told by [`finished`].
+        Event::Progress(_) | Event::Finished(_) => {}
+    }
+    happening
+}
+
+/// A key is pinned only where none was; any other that is not the pinned one waits for a person.
+fn host_key(vm: Uuid, sent: &Sent, key: HostKeyRow) -> Happening {
+    let mut happening = Happening::default();
+    let text = match &sent.pinned {
+        Some(pinned) if *pinned == key.fingerprint => {
+            happening.writes.push(Write::HostKeyFits { vm });
+            return happening;
+        }
+        Some(pinned) => format!("the guest shows the host key {}; the pinned one is {pinned}", key.fingerprint),
+        None => format!("first contact: the host key {} is pinned from now on", key.fingerprint),
+    };
+    let pin = sent.pinned.is_none();
+    happening.told.push(EventKind::Note { level: if pin { "info" } else { "warning" }.into(), text });
+    happening.writes.push(Write::HostKey { vm, pin, key });
+    happening
+}
+
+/// The proxy's account of the end, with the restore point where there is one.
+pub fn finished(task: &TaskRow, sent: &Sent, heard: &Heard, end: v1::Finished, now: Timestamp) -> Happening {
+    let evidence = evidence(&end);
+    let assessment = evidence.as_ref().ok().and_then(Option::as_ref).map(assess);
+    let outcome = outcome(task, &end, assessment.as_ref());
+    let (ending, told) = ending(task, heard, &end, evidence.as_ref().err(), assessment.as_ref());
+
+    let mut happening = Happening { told, ..Default::default() };
+    let is_point = matches!(ending, Ending::Success | Ending::Warning { .. });
+    if let (Some(backup), Some(files), true) = (&task.work.backup, &end.restore_point, is_point) {
+        happening.writes.push(Write::RestorePoint(Box::new(RestorePointRow {
+            id: backup.restore_point.0,
+            vm: task.vm,
+            vm_name: task.vm_name.clone(),
+            job_name: sent.job_name.clone(),
+            session: task.session,
+            task: task.id,
+            repository: backup.repository.0,
+            created_us: us(heard.snapshot_at.unwrap_or(now)),
+            kind: "full".into(),
+            level: outcome.level.clone().unwrap_or_else(|| level_name(None).into()),
+            level_reasons: outcome.level_reasons.clone(),
+            directory: files.directory.clone(),
+            disks: files.disks.clone(),
+            bytes: files.bytes,
+            bitmap: files.bitmap.clone(),
+            verified: None,
+        })));
+        let recorded = TaskEvent::RestorePointRecorded { epoch: sent.epoch, restore_point: backup.restore_point };
+        happening.events.push(recorded);
+    }
+    let owed = still_owed(task, sent, heard, end.receipt.as_ref());
+    let report = ProxyReport::Finished { ending, owed };
+    happening.events.push(TaskEvent::Report { epoch: sent.epoch, report });
+    happening.outcome = Some(outcome);
+    happening
+}
+
+/// The evidence; `Ok(None)` where nothing was to be proved.
+fn evidence(end: &v1::Finished) -> Result<Option<Evidence>, String> {
+    if end.evidence_json.is_empty() {
+        // Without guest processing the snapshot alone is the evidence.
+        let atomic = end.restore_point.as_ref().map(|files| files.atomic);
+        let snapshot = |atomic| Evidence { snapshot: SnapshotEvidence { taken: true, atomic }, ..Default::default() };
+        return Ok(atomic.map(snapshot));
+    }
+    serde_json::from_str(&end.evidence_json)
+        .map(Some)
+        .map_err(|error| format!("the proxy's evidence was not understood ({error})"))
+}
+
+fn outcome(task: &TaskRow, end: &v1::Finished, assessment: Option<&Assessment>) -> TaskOutcome {
+    // A level belongs to a restore point: a rehearsal and a hold have none of ours.
+    let assessment = assessment.filter(|_| task.work.kind == SessionKind::Backup && end.restore_point.is_some());
+    TaskOutcome {
+        level: assessment.map(|a| level_name(a.level).to_string()),
+        level_reasons: assessment.map(level_reasons).unwrap_or_default(),
+        receipt: end.receipt.clone().map(receipt),
+        inventory: serde_json::from_str(&end.inventory_json).ok(),
+    }
+}
+
+/// Why the level is not better, then what has a level of its own.
+fn level_reasons(assessment: &Assessment) -> Vec<String> {
+    let because = |reason: &Option<Reason>| reason.as_ref().map(|r| format!(", since {r}")).unwrap_or_default();
+    let vm = assessment.reasons.iter().map(Reason::to_string);
+    let applications = assessment
+        .applications
+        .iter()
+        .map(|app| format!("{}: {}{}", app.name, level_name(app.level), because(&app.reason)));
+    let file_systems = assessment.file_systems.iter().map(|fs| {
+        let counts = if fs.counts { "" } else { " (does not count)" };
+        format!("{}: {}{counts}{}", fs.mount_points.join(", "), level_name(fs.level), because(&fs.reason))
+    });
+    vm.chain(applications).chain(file_systems).collect()
+}
+
+fn receipt(receipt: v1::Receipt) -> Receipt {
+    Receipt {
+        guest_checked: receipt.guest_checked,
+        hypervisor_checked: receipt.hypervisor_checked,
+        left_in_guest: receipt.left_in_guest,
+        left_in_hypervisor: receipt.left_in_hypervisor,
+        rightly_remains: receipt.rightly_remains,
+    }
+}
+
+/// How the task ended, and what people must be told about it first.
+fn ending(
+    task: &TaskRow,
+    heard: &Heard,
+    end: &v1::Finished,
+    malformed: Option<&String>,
+    assessment: Option<&Assessment>,
+) -> (Ending, Vec<EventKind>) {
+    let internal = |cause: String| {
+        let failure = TaskFailure {
+            step: heard.begun.last().copied(),
+            hop: Hop::ServerToProxy,
+            cause,
+            remedy: "update the proxy and the backup server to the same version, and report this".into(),
+            class: FailureClass::Internal,
+        };
+        (Ending::Failed { failure }, Vec::new())
+    };
+    match end.outcome.as_str() {
+        "cancelled" => (Ending::Cancelled, Vec::new()),
+        "failed" => match serde_json::from_str(&end.failure_json) {
+            Ok(failure) => (Ending::Failed { failure }, Vec::new()),
+            Err(error) => internal(format!("the proxy's failure was not understood ({error})")),
+        },
+        "success" | "warning" => {
+            if task.work.backup.is_some() && end.restore_point.is_none() {
+                return internal("the proxy reports success without a restore point".into());
+            }
+            if let Some(malformed) = malformed {
+                return internal(malformed.clone());
+            }
+            let doubts = if task.work.kind == SessionKind::Backup {
+                assessment.map(|a| doubts(task.work.settings.application_aware, a)).unwrap_or_default()
+            } else {
+                Vec::new()
+            };
+            let warning = |text: &String| EventKind::Note { level: "warning".into(), text: text.clone() };
+            let told = doubts.iter().map(warning).collect();
+            if end.outcome == "success" && doubts.is_empty() {
+                return (Ending::Success, told);
+            }
+            (Ending::Warning { messages: heard.warnings.iter().cloned().chain(doubts).collect() }, told)
+        }
+        other => internal(format!("the proxy's outcome \"{other}\" was not understood")),
+    }
+}
+
+/// What a restore point falls short of, where more was asked for.
+fn doubts(asked: ApplicationAware, assessment: &Assessment) -> Vec<String> {
+    if asked == ApplicationAware::Disabled {
+        return Vec::new();
+    }
+    let mut doubts = Vec::new();
+    if assessment.level < Some(ConsistencyLevel::FileSystem) {
+        let reasons: Vec<String> = assessment.reasons.iter().map(Reason::to_string).collect();
+        doubts.push(format!(
+            "the restore point is only {}-consistent: {}",
+            level_name(assessment.level),
+            reasons.join("; ")
+        ));
+    }
+    let lacking = assessment.applications.iter().filter(|app| app.level < Some(ConsistencyLevel::Application));
+    for app in lacking {
+        if let Some(reason) = app.reason.as_ref().filter(|reason| !matches!(reason, Reason::NotRunning)) {
+            doubts.push(format!(
+                "{} is only {}-consistent in the restore point, since {reason}",
+                app.name,
+                level_name(app.level)
+            ));
+        }
+    }
+    doubts
+}
+
+/// What may still have to be undone: what was begun, unless a fresh look found nothing of ours.
+fn still_owed(task: &TaskRow, sent: &Sent, heard: &Heard, receipt: Option<&v1::Receipt>) -> Owed {
+    let begun = |steps: &[Step]| steps.iter().any(|step| heard.begun.contains(step));
+    let clean = |checked: bool, left: &[String]| checked && left.is_empty();
+    let guest_clean = receipt.is_some_and(|r| clean(r.guest_checked, &r.left_in_guest));
+    let hypervisor_clean = receipt.is_some_and(|r| clean(r.hypervisor_checked, &r.left_in_hypervisor));
+    let in_guest = begun(&[Step::Deploy, Step::PreScript, Step::Quiesce, Step::Freeze]);
+    let at_hypervisor = begun(&[Step::Inventory, Step::Snapshot, Step::Copy, Step::Verify]);
+    let hypervisor = sent.hypervisor && at_hypervisor && !hypervisor_clean;
+    Owed {
+        guest: sent.guest && in_guest && !guest_clean,
+        frozen: sent.guest && begun(&[Step::Freeze]) && !guest_clean,
+        hypervisor,
+        partial_file: task.work.backup.as_ref().filter(|_| hypervisor).map(|b| b.repository_dir.clone()),
+    }
+}

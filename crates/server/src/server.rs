@@ -1,0 +1,54 @@
+//! What every part of a running server shares, and how its background work is started and ended.
+
+use crate::hub::Hub;
+use crate::proxies::Proxies;
+use crate::runner::book::Book;
+use crate::secrets::Secrets;
+use crate::store::Store;
+use jiff::Timestamp;
+use secrecy::SecretString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// A running server.
+pub struct Server {
+    /// What is remembered.
+    pub store: Store,
+    /// Seals and opens secrets.
+    pub secrets: Secrets,
+    /// Live events.
+    pub hub: Arc<Hub>,
+    /// Open sessions and tasks.
+    pub book: Book,
+    /// The proxies.
+    pub proxies: Proxies,
+    /// What a caller must present.
+    pub token: SecretString,
+    /// The state folder.
+    pub state_dir: PathBuf,
+    /// When this server started.
+    pub started: Timestamp,
+    /// Wakes the dispatcher.
+    pub wake: Notify,
+    /// Set once no new work is taken.
+    pub stopping: CancellationToken,
+    /// Set once the last task is over, so that whoever follows events is let go.
+    pub stopped: CancellationToken,
+    /// Set once everything must end at once.
+    pub killed: CancellationToken,
+}
+
+impl Server {
+    /// Runs work in the background; it ends at once when the server is dropped.
+    pub fn spawn(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
+        let killed = self.killed.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = killed.cancelled() => {}
+                () = work => {}
+            }
+        });
+    }
+}
