@@ -207,12 +207,8 @@ async fn where_nobody_can_thaw_a_person_gets_the_command() {
         scene.later.refuse = Some(refuse.clone());
         scene.first.cut_after_bytes = Some(cut);
         let played = scene.play().await;
-        assert_eq!(
-            played.guest.frozen,
-            played.finished.failure_json.contains("run this: thaw / by hand"),
-            "cut after {cut}\n{}",
-            played.words()
-        );
+        let told = played.finished.failure_json.contains("run this: thaw / by hand");
+        assert!(told || !played.guest.frozen, "cut after {cut}\n{}", played.words());
         helpless += u32::from(played.guest.frozen);
     }
     assert!(helpless > 0, "no cut fell into the window");
