@@ -14,15 +14,19 @@ flock 9
 current=$LULL_TESTBED/kernel/current
 # Checkouts that share the folder may have made theirs with other scripts: each finds its own.
 for made in "$LULL_TESTBED"/kernel/*-"$stamp"; do
-  if [ -f "$made/vmlinuz" ]; then ln -sfn "$made" "$current"; readlink -f "$made"; exit 0; fi
+  if [ -f "$made/vmlinuz" ]; then ln -sfn "$(basename "$made")" "$current"; readlink -f "$made"; exit 0; fi
 done
 
+kernel_package() { # Debian's name, then Ubuntu's
+  local meta
+  for meta in linux-image-cloud-amd64 linux-image-virtual; do
+    package=$(apt-cache depends "$meta" 2>/dev/null | awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ { print $2; exit }')
+    [ -z "$package" ] || return 0
+  done
+  return 1
+}
 package=
-for meta in linux-image-cloud-amd64 linux-image-virtual; do # Debian's name, Ubuntu's name
-  package=$(apt-cache depends "$meta" 2>/dev/null | awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ { print $2; exit }')
-  [ -z "$package" ] || break
-done
-[ -n "$package" ] || die "found neither linux-image-cloud-amd64 nor linux-image-virtual; run 'apt-get update', or check that the main suite is among this machine's package sources"
+with_fresh_lists kernel_package || die "found neither linux-image-cloud-amd64 nor linux-image-virtual; check that the main suite is among this machine's package sources"
 release=${package#linux-image-}
 work=$(mktemp -d "$LULL_TESTBED/kernel/build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -31,7 +35,8 @@ started=$(now_ms)
 mkdir "$work/debs"
 packages=("$package" busybox-static)
 apt-cache show "linux-modules-$release" >/dev/null 2>&1 && packages+=("linux-modules-$release")
-(cd "$work/debs" && apt-get -qq -o APT::Sandbox::User=root download "${packages[@]}") ||
+download() { (cd "$work/debs" && apt-get -qq -o APT::Sandbox::User=root download "$@"); }
+with_fresh_lists download "${packages[@]}" ||
   die "could not download ${packages[*]} (apt-get's lines above say why)"
 say "kernel $release: downloads $(seconds_since "$started") s"
 
@@ -68,6 +73,6 @@ echo "$release" >"$work/out/release"
 final=$LULL_TESTBED/kernel/$release-$stamp
 rm -rf "$final"
 mv "$work/out" "$final"
-ln -sfn "$final" "$current"
+ln -sfn "$(basename "$final")" "$current"
 say "kernel $release: unpacked, initrd made in $(seconds_since "$started") s"
 readlink -f "$final"
