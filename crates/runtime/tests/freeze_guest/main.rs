@@ -43,6 +43,7 @@ fn a_guest_with_systemd_always_comes_back() {
     let guest = Guest::boot("systemd");
     println!("a new login takes {} ms", guest.login_takes().as_millis());
     println!("{:<50} {:>12}  what happened", "fault", "to thaw (ms)");
+    inventory(&guest);
     ordered(&guest);
     expired(&guest);
     session_terminated(&guest);
@@ -50,6 +51,26 @@ fn a_guest_with_systemd_always_comes_back() {
     main_killed(&guest);
     connection_killed(&guest);
     both_killed(&guest);
+}
+
+fn inventory(guest: &Guest) {
+    let mut component = guest.component("root");
+    let Ok(Answer::Inventory(found)) = component.ask(Command::Inventory) else { panic!("no inventory") };
+    assert_eq!((found.os.id.as_str(), found.os.host_name.as_str()), ("debian", "guest"));
+    let root = found.file_systems.iter().find(|fs| fs.is_root).expect("a root");
+    assert_eq!((root.disks.as_slice(), root.on_vm_disks, &root.freezable), (["vda".to_string()].as_slice(), true, &Freezable::Yes));
+    let [cluster] = found.applications.as_slice() else { panic!("one cluster: {:?}", found.applications) };
+    assert!(cluster.key.starts_with("postgresql:/var/lib/postgresql/"), "{cluster:?}");
+    assert_eq!((cluster.places[0].what.as_str(), cluster.places[0].superblock), ("data", root.superblock));
+    let order = QuiesceOrder { checkpoint: true, checkpoint_timeout_ms: 60_000, connect_timeout_ms: 20_000 };
+    let Ok(Answer::Quiesced(quiesced)) = component.ask(Command::Quiesce(order)) else { panic!("not quiesced") };
+    assert_eq!((quiesced.len(), &quiesced[0].key), (1, &cluster.key));
+    let facts = quiesced[0].result.as_ref().unwrap_or_else(|e| panic!("{e}"));
+    assert!(facts.iter().any(|(name, _)| name == "checkpoint_ms") && facts.contains(&("fsync".into(), "on".into())), "{facts:?}");
+    assert_eq!(component.ask(Command::Release), Ok(Answer::Done));
+    component.bye();
+    guest.nothing_left();
+    println!("found and brought to a checkpoint: {}", cluster.name);
 }
 
 fn ordered(guest: &Guest) {
