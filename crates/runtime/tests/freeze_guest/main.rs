@@ -58,7 +58,10 @@ fn inventory(guest: &Guest) {
     let Ok(Answer::Inventory(found)) = component.ask(Command::Inventory) else { panic!("no inventory") };
     assert_eq!((found.os.id.as_str(), found.os.host_name.as_str()), ("debian", "guest"));
     let root = found.file_systems.iter().find(|fs| fs.is_root).expect("a root");
-    assert_eq!((root.disks.as_slice(), root.on_vm_disks, &root.freezable), (["vda".to_string()].as_slice(), true, &Freezable::Yes));
+    assert_eq!(
+        (root.disks.as_slice(), root.on_vm_disks, &root.freezable),
+        (["vda".to_string()].as_slice(), true, &Freezable::Yes)
+    );
     let [cluster] = found.applications.as_slice() else { panic!("one cluster: {:?}", found.applications) };
     assert!(cluster.key.starts_with("postgresql:/var/lib/postgresql/"), "{cluster:?}");
     assert_eq!((cluster.places[0].what.as_str(), cluster.places[0].superblock), ("data", root.superblock));
@@ -66,7 +69,10 @@ fn inventory(guest: &Guest) {
     let Ok(Answer::Quiesced(quiesced)) = component.ask(Command::Quiesce(order)) else { panic!("not quiesced") };
     assert_eq!((quiesced.len(), &quiesced[0].key), (1, &cluster.key));
     let facts = quiesced[0].result.as_ref().unwrap_or_else(|e| panic!("{e}"));
-    assert!(facts.iter().any(|(name, _)| name == "checkpoint_ms") && facts.contains(&("fsync".into(), "on".into())), "{facts:?}");
+    assert!(
+        facts.iter().any(|(name, _)| name == "checkpoint_ms") && facts.contains(&("fsync".into(), "on".into())),
+        "{facts:?}"
+    );
     assert_eq!(component.ask(Command::Release), Ok(Answer::Done));
     component.bye();
     guest.nothing_left();
