@@ -239,11 +239,18 @@ impl Book {
         self.pages.lock().await.tasks.get(&task).cloned()
     }
 
-    /// A proxy works on the task now, or no longer.
-    pub async fn connect(&self, task: Uuid, to_proxy: Option<mpsc::Sender<Message>>, credential_revision: u32) {
+    /// A proxy works on the task now.
+    pub async fn connect(&self, task: Uuid, to_proxy: mpsc::Sender<Message>, credential_revision: u32) {
         if let Some(open) = self.pages.lock().await.tasks.get_mut(&task) {
-            open.to_proxy = to_proxy;
+            open.to_proxy = Some(to_proxy);
             open.credential_revision = credential_revision;
+        }
+    }
+
+    /// Its proxy does not listen any more.
+    pub async fn disconnect(&self, task: Uuid) {
+        if let Some(open) = self.pages.lock().await.tasks.get_mut(&task) {
+            open.to_proxy = None;
         }
     }
 

@@ -72,7 +72,7 @@ pub async fn drive(server: &Arc<Server>, task: Uuid, proxy: ServerId, epoch: u64
             not_sent(epoch, Ending::Failed { failure })
         }
     };
-    server.book.connect(task, None, open.credential_revision).await;
+    server.book.disconnect(task).await;
     record(server, task, happening).await;
 }
 
@@ -91,7 +91,7 @@ async fn call(
     targets: Targets,
 ) -> Result<Happening, NoOrder> {
     let (to_proxy, from_us) = mpsc::channel(WAITING_MAX);
-    server.book.connect(task.id, Some(to_proxy.clone()), targets.credential_revision).await;
+    server.book.connect(task.id, to_proxy.clone(), targets.credential_revision).await;
     let lost = |cause: String| Happening::event(TaskEvent::ProxyLost { epoch, cause });
     let mut client = link.client();
     let (sent, answer, cancelled) = if task.work.kind == SessionKind::Test {

@@ -124,7 +124,10 @@ fn host_key(vm: Uuid, sent: &Sent, key: HostKeyRow) -> Happening {
 pub fn finished(task: &TaskRow, sent: &Sent, heard: &Heard, end: v1::Finished, now: Timestamp) -> Happening {
     let evidence = evidence(&end);
     let assessment = evidence.as_ref().ok().and_then(Option::as_ref).map(assess);
-    let outcome = outcome(task, &end, assessment.as_ref());
+    let mut outcome = outcome(task, &end, assessment.as_ref());
+    if let (false, true, Some(files)) = (sent.guest, end.evidence_json.is_empty(), &end.restore_point) {
+        (outcome.level, outcome.level_reasons) = without_guest(files.atomic);
+    }
     let (ending, told) = ending(task, heard, &end, evidence.as_ref().err(), assessment.as_ref());
 
     let mut happening = Happening { told, ..Default::default() };
@@ -158,10 +161,20 @@ pub fn finished(task: &TaskRow, sent: &Sent, heard: &Heard, end: v1::Finished, n
     happening
 }
 
+/// A restore point that was made without looking into the guest: as after a power cut, if its disks are of one instant.
+fn without_guest(atomic: bool) -> (Option<String>, Vec<String>) {
+    let (level, reason) = if atomic {
+        (Some(ConsistencyLevel::Crash), "guest processing is disabled")
+    } else {
+        (None, "guest processing is disabled, and the disks are not of one instant")
+    };
+    (Some(level_name(level).to_string()), vec![reason.to_string()])
+}
+
 /// The evidence; `Ok(None)` where nothing was to be proved.
 fn evidence(end: &v1::Finished) -> Result<Option<Evidence>, String> {
     if end.evidence_json.is_empty() {
-        // Without guest processing the snapshot alone is the evidence.
+        // Of the guest nothing is proved; the snapshot there is.
         let atomic = end.restore_point.as_ref().map(|files| files.atomic);
         let snapshot = |atomic| Evidence { snapshot: SnapshotEvidence { taken: true, atomic }, ..Default::default() };
         return Ok(atomic.map(snapshot));
