@@ -38,27 +38,20 @@ demo|gcc libc6-dev pkg-config|links Rust programs and compiles SQLite
 demo|ca-certificates|lets cargo verify the registry it downloads from
 test|mmdebstrap|builds the guest that boots systemd, with its maintainer scripts run
 test|xfsprogs btrfs-progs|freeze tests on loop-mounted XFS and btrfs
-test|mount|mounts the loop devices of the freeze tests
+test|mount busybox-static|mounts the loop devices of the freeze tests, and is all that their emulated hosts run
+test|shellcheck|lints the scripts
 test|python3|independent peers in tests
-test|git|tests that look at the checkout'
+test|git|checks that look at the files of the checkout
+test|npm|fetches the pinned PostgreSQL servers 10 to 18 for the application tests'
 
-installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+installed() {
+  case $1 in npm | python3 | git | shellcheck) if command -v "$1" >/dev/null; then return 0; fi ;; esac # from elsewhere is as good
+  [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
 
-# A cargo that is recent enough serves wherever it came from.
-rust_wanted=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' "$checkout/Cargo.toml" | head -n 1)
+# shellcheck source=testbed/rust.sh
+. "$checkout/testbed/rust.sh"
 [ -n "$rust_wanted" ] || fail 1 "found no rust-version in $checkout/Cargo.toml"
-cargo_is_recent() { # PROGRAM
-  local have
-  have=$("$1" --version 2>/dev/null | cut -d ' ' -f 2) && [ -n "$have" ] &&
-    [ "$(printf '%s\n%s\n' "$rust_wanted" "$have" | sort -V | head -n 1)" = "$rust_wanted" ]
-}
-recent_cargo() {
-  local c
-  for c in "$(command -v cargo || true)" "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" /usr/bin/cargo; do
-    if [ -n "$c" ] && [ -x "$c" ] && cargo_is_recent "$c"; then echo "$c"; return 0; fi
-  done
-  return 1
-}
 
 missing=()
 while IFS='|' read -r for packages why; do
@@ -72,7 +65,15 @@ done <<<"$groups"
 rust=()
 if ! recent_cargo >/dev/null; then
   rust=(cargo-web rustc-web)
+  [ "$purpose" = demo ] || rust+=(rustfmt-web)
   say "missing: ${rust[*]} (builds Lull; no cargo of Rust $rust_wanted or later was found on PATH or in ~/.cargo/bin)"
+elif [ "$purpose" = test ] && ! "$(recent_cargo)" fmt --version >/dev/null 2>&1; then
+  if [ "$(recent_cargo)" = /usr/bin/cargo ]; then
+    rust=(rustfmt-web)
+    say "missing: ${rust[*]} (checks the form of Rust files)"
+  else
+    say "note: $(recent_cargo) has no rustfmt, which the suite fmt needs: rustup component add rustfmt"
+  fi
 fi
 
 if [ ${#missing[@]} -eq 0 ] && [ ${#rust[@]} -eq 0 ]; then

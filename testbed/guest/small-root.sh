@@ -12,20 +12,6 @@ small_packages='base-files base-passwd bash coreutils dash sed grep mawk gzip ta
   diffutils e2fsprogs postgresql'
 full_packages='lvm2 dmsetup xfsprogs dosfstools fdisk'
 
-fetch_packages() { # FOLDER PACKAGE...: the packages and all they depend on, once
-  local folder=$1 started
-  shift
-  [ ! -f "$folder/.done" ] || { say "packages: cached"; return 0; }
-  rm -rf "$folder"
-  mkdir -p "$folder/partial"
-  started=$(now_ms)
-  apt-get -qq -o Dir::State::status=/dev/null -o Dir::Cache::archives="$folder" -o APT::Install-Recommends=false \
-    -o APT::Sandbox::User=root -o Debug::NoLocking=1 --download-only -y install "$@" >/dev/null ||
-    die "could not download the guest's packages (apt-get's lines above say why; 'apt-get update' refreshes stale lists)"
-  touch "$folder/.done"
-  say "packages: downloads $(seconds_since "$started") s ($(find "$folder" -name '*.deb' | wc -l) packages, $(du -sm "$folder" | cut -f 1) MB)"
-}
-
 small_root() {
   local root=$1 variant=$2 work=$3 packages folder
   packages=$small_packages
@@ -45,10 +31,11 @@ small_root() {
 }
 
 unpack_packages() { # ROOT FOLDER
-  mkdir -p "$1"
+  local d
+  for d in bin sbin lib lib32 lib64 libx32; do mkdir -p "$1/usr/$d"; ln -s "usr/$d" "$1/$d"; done # /usr is merged, as in any Debian 12
   # PostgreSQL's JIT drags in LLVM, a third of the whole image; it is left out, and jit is off in postgresql.conf.
   # shellcheck disable=SC2016 # the inner shell expands
-  find "$2" -name '*.deb' -print0 | xargs -0 -P 2 -n 1 sh -c 'dpkg-deb --fsys-tarfile "$1" | tar -x -C "$0" \
+  find "$2" -name '*.deb' -print0 | xargs -0 -P 2 -n 1 sh -c 'dpkg-deb --fsys-tarfile "$1" | tar -x --keep-directory-symlink -C "$0" \
     --exclude=./usr/share/doc --exclude=./usr/share/man --exclude=./usr/share/locale --exclude=./usr/share/info \
     --exclude=./usr/share/i18n --exclude="./usr/lib/*/gconv" --exclude="./usr/lib/*/libLLVM*" --exclude="./usr/lib/*/libz3*" \
     --exclude="./usr/lib/postgresql/*/lib/bitcode" --exclude="./usr/lib/llvm*"' "$1"
@@ -87,14 +74,6 @@ base_configuration() { # ROOT
   mkdir -p "$root/etc/default"
   : >"$root/etc/default/locale"
   ldconfig -r "$root"
-}
-
-device_nodes() { # ROOT: what programs want that run in the root before it boots
-  local root=$1
-  [ -c "$root/dev/null" ] || mknod -m 666 "$root/dev/null" c 1 3
-  [ -c "$root/dev/urandom" ] || mknod -m 666 "$root/dev/urandom" c 1 9
-  mkdir -p "$root/dev/shm"
-  chmod 1777 "$root/dev/shm"
 }
 
 real_pam() { # ROOT: what pam-auth-update makes of Debian's defaults: passwords are checked against /etc/shadow

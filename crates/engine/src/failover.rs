@@ -223,7 +223,7 @@ pub enum Resting {
     )]
     RefusedHere {
         /// The refusal.
-        refusal: Refusal,
+        refusal: Box<Refusal>,
     },
     /// Another VM of the same session refused it.
     #[error(
@@ -232,7 +232,7 @@ pub enum Resting {
     )]
     RefusedInThisSession {
         /// The refusal.
-        refusal: Refusal,
+        refusal: Box<Refusal>,
     },
 }
 
@@ -254,10 +254,10 @@ impl Refusals {
     ) -> Result<(), Resting> {
         let of_this = || self.standing.iter().filter(|r| r.credential == credential && r.revision == revision);
         if let Some(refusal) = of_this().find(|r| r.vm == vm) {
-            return Err(Resting::RefusedHere { refusal: refusal.clone() });
+            return Err(Resting::RefusedHere { refusal: Box::new(refusal.clone()) });
         }
         match of_this().find(|r| session.is_some() && r.session == session) {
-            Some(refusal) => Err(Resting::RefusedInThisSession { refusal: refusal.clone() }),
+            Some(refusal) => Err(Resting::RefusedInThisSession { refusal: Box::new(refusal.clone()) }),
             None => Ok(()),
         }
     }

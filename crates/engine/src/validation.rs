@@ -8,6 +8,7 @@ use crate::licence::Licence;
 use crate::selection::{Rejection, SelectionRules};
 use crate::settings::SettingError;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 mod scope;
 
@@ -204,13 +205,9 @@ fn check_settings(job: &Job, infrastructure: &Infrastructure, findings: &mut Fin
 }
 
 fn check_references(job: &Job, infrastructure: &Infrastructure, findings: &mut Findings) {
-    let mut unknown: Vec<VmId> = job
-        .vms
-        .iter()
-        .chain(job.overrides.keys())
-        .filter(|id| !infrastructure.vms.iter().any(|vm| vm.id == **id))
-        .copied()
-        .collect();
+    let known: BTreeSet<VmId> = infrastructure.vms.iter().map(|vm| vm.id).collect();
+    let mut unknown: Vec<VmId> =
+        job.vms.iter().chain(job.overrides.keys()).filter(|id| !known.contains(id)).copied().collect();
     unknown.sort();
     unknown.dedup();
     let outside: Vec<String> = job

@@ -258,7 +258,7 @@ impl PreparedBackup {
     /// After [`PreparedBackup::finish`] it does nothing.
     ///
     /// # Errors
-    /// [`ErrorClass::Gone`] or [`ErrorClass::Busy`] if the VM cannot be reached any more (a new connection is tried for 10 s); its files are gone all
+    /// [`ErrorClass::Gone`] or [`ErrorClass::Busy`] if the VM cannot be reached any more (a new connection is tried for 10 s, or 1 s if nobody listens); its files are gone all
     /// the same, and a [`sweep::sweep`] does the rest once the VM answers. What could be reached but not removed is in the report's
     /// `remaining`.
     pub async fn abandon(mut self) -> Result<SweepReport, HypervisorError> {

@@ -359,3 +359,6 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

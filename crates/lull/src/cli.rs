@@ -2,9 +2,7 @@
 //!
 //! Knows nothing of how a command does its work.
 
-use crate::commands::{
-    completions, credential, doctor, host, job, proxy, quiesce, repository, restore_point, server, session, vm,
-};
+use crate::commands::{completions, credential, host, job, proxy, quiesce, repository, restore_point, session, vm};
 use crate::connection::DEFAULT_SERVER;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -29,7 +27,7 @@ A first backup:
 /// Every command but `server` talks to a running backup server over its REST interface.
 #[derive(Debug, Parser)]
 #[command(name = "lull", version, after_help = EXAMPLES, max_term_width = 110, subcommand_required = true)]
-#[command(arg_required_else_help = true, infer_long_args = false)]
+#[command(arg_required_else_help = true)]
 pub struct Cli {
     /// Options of all commands.
     #[command(flatten)]
@@ -60,8 +58,6 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the backup server, with a guest interaction proxy embedded.
-    Server(server::ServerArgs),
     /// Hypervisor hosts.
     #[command(subcommand)]
     Host(host::HostCommand),

@@ -72,9 +72,10 @@ fn read_token(file: &Path) -> Result<String> {
             "there is no such file".into(),
             "start `lull server` once to make it, or name it with --token-file, --state-dir or their variables",
         ),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            no_token(error.to_string(), "run as the account that runs the server, or name a token of your own with --token-file")
-        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => no_token(
+            error.to_string(),
+            "run as the account that runs the server, or name a token of your own with --token-file",
+        ),
         Err(error) => no_token(error.to_string(), "name the right file with --token-file or LULL_TOKEN_FILE"),
     }
 }

@@ -25,8 +25,8 @@ pub enum Exit {
     ServerError = 8,
     /// `quiesce`: COMMAND succeeded inside the quiet moment, the session failed afterwards.
     QuiesceEndedBadly = 123,
-    /// `quiesce`: the guest thawed before COMMAND ended.
-    ThawedEarly = 124,
+    /// `quiesce`: the guest was not at rest all the time that COMMAND ran, or this is not known.
+    NotAtRest = 124,
     /// `quiesce`: the guest was not brought to rest, COMMAND was not run.
     NotQuiesced = 125,
     /// `quiesce`: COMMAND could not be started.
@@ -42,16 +42,25 @@ pub enum Exit {
 /// Every code with its meaning, in order.
 pub const TABLE: &[(Exit, &str)] = &[
     (Exit::Ok, "Done. A session that was waited for ended with success."),
-    (Exit::Failed, "Failed: the session that was waited for, the verification, a doctor's finding, or a step on this side."),
+    (
+        Exit::Failed,
+        "Failed: the session that was waited for, the verification, a doctor's finding, or a step on this side.",
+    ),
     (Exit::Usage, "The command line is wrong; nothing was done."),
-    (Exit::Refused, "The server refused: unknown object, bad value, or something else is in the way. Nothing was changed."),
+    (
+        Exit::Refused,
+        "The server refused: unknown object, bad value, or something else is in the way. Nothing was changed.",
+    ),
     (Exit::Unreachable, "The server cannot be reached, or the connection to it was lost for good."),
     (Exit::NotAuthenticated, "The server did not accept the token, or no token could be read."),
     (Exit::Warning, "Done with warnings: the session ended with a warning, or the doctor found one."),
     (Exit::Cancelled, "The session that was waited for was cancelled."),
     (Exit::ServerError, "The server failed at the request, or its answer was not understood."),
     (Exit::QuiesceEndedBadly, "quiesce: COMMAND succeeded inside the quiet moment, but the session failed afterwards."),
-    (Exit::ThawedEarly, "quiesce: the guest thawed before COMMAND ended; do not trust what COMMAND took."),
+    (
+        Exit::NotAtRest,
+        "quiesce: the guest was not at rest all the time that COMMAND ran (it thawed early, or this is not known); do not trust what COMMAND took.",
+    ),
     (Exit::NotQuiesced, "quiesce: the guest was not brought to rest; COMMAND was not run."),
     (Exit::CommandNotExecutable, "quiesce: COMMAND could not be started."),
     (Exit::CommandNotFound, "quiesce: COMMAND was not found."),

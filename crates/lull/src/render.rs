@@ -79,11 +79,6 @@ pub fn tone_of(state: &str) -> Tone {
 impl Look {
     /// Without colours, at 2026-03-01 12:00:00 UTC.
     pub fn plain(width: Option<usize>) -> Look {
-        Look {
-            width,
-            color: false,
-            now: "2026-03-01T12:00:00Z".parse().unwrap(),
-            zone: jiff::tz::TimeZone::UTC,
-        }
+        Look { width, color: false, now: "2026-03-01T12:00:00Z".parse().unwrap(), zone: jiff::tz::TimeZone::UTC }
     }
 }

@@ -25,12 +25,7 @@ impl Screen {
 
     /// How text should look at the moment.
     pub fn look(&self) -> Look {
-        Look {
-            width: self.width,
-            color: self.color,
-            now: jiff::Timestamp::now(),
-            zone: jiff::tz::TimeZone::system(),
-        }
+        Look { width: self.width, color: self.color, now: jiff::Timestamp::now(), zone: jiff::tz::TimeZone::system() }
     }
 
     /// Whether lines on it can be redrawn.

@@ -119,9 +119,8 @@ mod tests {
 
     #[test]
     fn keys_that_want_a_passphrase_are_seen() {
-        let openssh = |body: &str| {
-            format!("-----BEGIN OPENSSH PRIVATE KEY-----\n{body}\n-----END OPENSSH PRIVATE KEY-----\n")
-        };
+        let openssh =
+            |body: &str| format!("-----BEGIN OPENSSH PRIVATE KEY-----\n{body}\n-----END OPENSSH PRIVATE KEY-----\n");
         // Heads of keys made by `ssh-keygen -t ed25519`, without and with a passphrase.
         assert!(!is_encrypted(&openssh("b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAAAAAAABAAAAMwAAAAtzc2gtZW")));
         assert!(is_encrypted(&openssh("b3BlbnNzaC1rZXktdjEAAAAACmFlczI1Ni1jdHIAAAAGYmNyeXB0AAAAGAAAABDvR8nY")));

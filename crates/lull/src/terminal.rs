@@ -53,3 +53,9 @@ fn ask(question: &str, echo: bool) -> io::Result<Option<String>> {
     let line = line.strip_suffix('\n').unwrap_or(&line);
     Ok(Some(line.strip_suffix('\r').unwrap_or(line).to_string()))
 }
+
+/// Whether Ctrl-C on the terminal reaches this program's whole process group, and so its children, by itself.
+pub fn is_foreground() -> bool {
+    let Ok(tty) = OpenOptions::new().read(true).open("/dev/tty") else { return false };
+    termios::tcgetpgrp(&tty).is_ok_and(|group| group == rustix::process::getpgrp())
+}

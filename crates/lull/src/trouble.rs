@@ -55,11 +55,9 @@ impl From<ClientError> for Trouble {
             )
             .why(innermost(&source))
             .remedy("start it with `lull server`, or name another one with --server or LULL_SERVER"),
-            ClientError::Ended { ref server } => {
-                Trouble::local(Exit::Unreachable, "stream-ended", error.to_string())
-                    .why(format!("{server} closed the stream again and again before the session was over"))
-                    .remedy("`lull session list` shows whether the session goes on")
-            }
+            ClientError::Ended { ref server } => Trouble::local(Exit::Unreachable, "stream-ended", error.to_string())
+                .why(format!("{server} closed the stream again and again before the session was over"))
+                .remedy("`lull session list` shows whether the session goes on"),
             ClientError::Malformed { server, why } => Trouble::local(
                 Exit::ServerError,
                 "answer-not-understood",
@@ -76,7 +74,9 @@ impl From<io::Error> for Trouble {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Trouble { exit: Exit::BrokenPipe, problem: None },
-            _ => Trouble::local(Exit::Failed, "output-failed", "the output could not be written").why(error.to_string()),
+            _ => {
+                Trouble::local(Exit::Failed, "output-failed", "the output could not be written").why(error.to_string())
+            }
         }
     }
 }

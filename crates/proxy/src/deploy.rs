@@ -10,10 +10,10 @@
 mod script;
 
 use crate::carried::Image;
-use crate::channel::{ChannelError, ElevatedStream, FailureKind, GuestChannel, Hop, Limits, nonce};
+use crate::channel::{ChannelError, ElevatedStream, FailureKind, GuestChannel, Hop, Limits, Script, nonce};
 use crate::runtime_client::{CallError, RuntimeClient};
 use lull_guest_wire::Hello;
-use script::Line;
+use script::{Line, Transfer};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
@@ -42,7 +42,7 @@ pub struct Deployed {
 /// Deploys and starts `image`. On an error nothing of ours is left, as far as the guest can still be reached.
 pub async fn deploy(channel: &dyn GuestChannel, image: &Image) -> Result<Deployed, ChannelError> {
     let token = nonce();
-    let result = tokio::time::timeout(DEPLOY_LIMIT, attempt(channel, image, &token)).await;
+    let result = tokio::time::timeout(DEPLOY_LIMIT, attempts(channel, image, &token)).await;
     let error = match result {
         Ok(Ok(deployed)) => return Ok(deployed),
         Ok(Err(error)) => error,
@@ -57,28 +57,69 @@ pub async fn deploy(channel: &dyn GuestChannel, image: &Image) -> Result<Deploye
     Err(error)
 }
 
-async fn attempt(channel: &dyn GuestChannel, image: &Image, token: &str) -> Result<Deployed, ChannelError> {
-    let script = script::deploy_script(token, image.bytes.len(), &image.sha256);
-    let ElevatedStream { reader, mut writer, stderr } = channel.open_elevated(&script).await?;
-    let mut reader = BufReader::new(reader);
+/// A folder that filled up while it was written to costs what was sent; then the next ones are tried. Packed first, and
+/// plain where the guest cannot unpack.
+async fn attempts(channel: &dyn GuestChannel, image: &Image, token: &str) -> Result<Deployed, ChannelError> {
     let mut report = Report::default();
+    let mut folders = FOLDERS.to_vec();
+    let mut transfer = match &image.packed {
+        Some(packed) => Transfer::Packed(packed),
+        None => Transfer::Plain(&image.plain),
+    };
+    loop {
+        let script = script::deploy_script(token, &folders, transfer);
+        match attempt(channel, &script, transfer, &mut report).await? {
+            Attempt::Deployed(client, hello) => {
+                let mut notes = report.notes;
+                notes.extend(hello.leftovers.iter().map(|left| format!("the component could not remove {left}")));
+                return Ok(Deployed { client, hello, folder: report.folder, swept: report.swept, notes });
+            }
+            Attempt::CannotUnpack => transfer = Transfer::Plain(&image.plain),
+            Attempt::NoFolder => {
+                let tried = |folder: &str| report.refused.iter().any(|(refused, _)| refused == folder);
+                let before = folders.len();
+                folders.retain(|folder| !tried(folder));
+                if folders.is_empty() || folders.len() == before {
+                    return Err(no_folder(channel, &report));
+                }
+            }
+        }
+    }
+}
+
+enum Attempt {
+    Deployed(RuntimeClient, Hello),
+    /// The report says which and why.
+    NoFolder,
+    CannotUnpack,
+}
+
+async fn attempt(
+    channel: &dyn GuestChannel,
+    script: &Script,
+    transfer: Transfer<'_>,
+    report: &mut Report,
+) -> Result<Attempt, ChannelError> {
+    let ElevatedStream { reader, mut writer, stderr } = channel.open_elevated(script).await?;
+    let mut reader = BufReader::new(reader);
     let send = async {
-        writer.write_all(&image.bytes).await?;
+        writer.write_all(&transfer.payload().bytes).await?;
         writer.flush().await
     };
     // Sending and reading at once: a script that gives up says why while we still send.
-    let (sent, started) = tokio::join!(send, read_report(&mut reader, &mut report));
+    let (sent, started) = tokio::join!(send, read_report(&mut reader, report));
     let explain = |why: String| {
         let words = stderr.text();
         let words = if words.is_empty() { String::new() } else { format!(" (the guest said: {words})") };
         format!("{why}{words}")
     };
     match started {
-        Ok(true) => {}
-        Ok(false) if report.refused.is_empty() => {
+        Ok(End::Started) => {}
+        Ok(End::CannotUnpack) => return Ok(Attempt::CannotUnpack),
+        Ok(End::Closed) if report.refused.is_empty() => {
             return Err(failed(channel, FailureKind::GuestSide, explain("the script ended early".into())));
         }
-        Ok(false) => return Err(no_folder(channel, &report)),
+        Ok(End::Closed) => return Ok(Attempt::NoFolder),
         Err(e) => return Err(failed(channel, FailureKind::Unreachable, explain(format!("the connection broke: {e}")))),
     }
     if let Err(e) = sent {
@@ -93,9 +134,7 @@ async fn attempt(channel: &dyn GuestChannel, image: &Image, token: &str) -> Resu
         }
         Err(e) => return Err(failed(channel, FailureKind::GuestSide, explain(e.to_string()))),
     };
-    let mut notes = report.notes;
-    notes.extend(hello.leftovers.iter().map(|left| format!("the component could not remove {left}")));
-    Ok(Deployed { client, hello, folder: report.folder, swept: report.swept, notes })
+    Ok(Attempt::Deployed(client, hello))
 }
 
 /// What the script said before it became the component.
@@ -107,19 +146,29 @@ struct Report {
     folder: String,
 }
 
-/// Reads the script's lines; true when the component follows.
-async fn read_report(reader: &mut (impl AsyncBufReadExt + Unpin), report: &mut Report) -> std::io::Result<bool> {
+/// How the script's report ended.
+enum End {
+    /// The component follows.
+    Started,
+    /// The guest has no gzip.
+    CannotUnpack,
+    /// It ended without one.
+    Closed,
+}
+
+async fn read_report(reader: &mut (impl AsyncBufReadExt + Unpin), report: &mut Report) -> std::io::Result<End> {
     loop {
         let mut bytes = Vec::new();
         if (&mut *reader).take(LINE_BYTES_MAX).read_until(b'\n', &mut bytes).await? == 0 {
-            return Ok(false);
+            return Ok(End::Closed);
         }
         match script::parse(&String::from_utf8_lossy(&bytes)) {
             Line::Refused { folder, why } => report.refused.push((folder, why)),
             Line::Swept(folder) => report.swept.push(folder),
             Line::Note(note) => report.notes.push(note),
             Line::Chosen(folder) => report.folder = folder,
-            Line::Started => return Ok(true),
+            Line::CannotUnpack => return Ok(End::CannotUnpack),
+            Line::Started => return Ok(End::Started),
             Line::Unknown => {}
         }
     }

@@ -52,7 +52,7 @@ impl Channel {
     }
 
     /// The next command that is there in full.
-    pub fn next(&mut self) -> Result<Option<ToRuntime>, FrameError> {
+    pub fn next_order(&mut self) -> Result<Option<ToRuntime>, FrameError> {
         frame::take(&mut self.buffer)
     }
 

@@ -139,3 +139,111 @@ pub fn holder(mount_points: &[(PathBuf, Superblock)], image: &Path) -> Option<Su
         .max_by_key(|(point, _)| point.components().count())
         .map(|(_, superblock)| *superblock)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    /// A sysfs in a folder: each line is `file = text`, `folder/`, or `link -> target` (relative to the root).
+    fn check(tree: &str, number: (u32, u32), disks: &[&str], foreign: &[(&str, &str)], images: &[&str]) {
+        let root = tempfile::tempdir().unwrap();
+        for line in tree.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let make = |path: &str| {
+                let path = root.path().join(path);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                path
+            };
+            if let Some((link, target)) = line.split_once(" -> ") {
+                std::fs::create_dir_all(root.path().join(target)).unwrap();
+                symlink(root.path().join(target), make(link)).unwrap();
+            } else if let Some((file, text)) = line.split_once(" = ") {
+                std::fs::write(make(file), format!("{text}\n")).unwrap();
+            } else {
+                std::fs::create_dir_all(make(line)).unwrap();
+            }
+        }
+        let found = match number {
+            (0, minor) => beneath_btrfs(root.path(), 8, minor),
+            (major, minor) => beneath(root.path(), major, minor),
+        };
+        let found_foreign: Vec<(&str, &str)> = found.foreign.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+        assert_eq!(found.disks.iter().map(String::as_str).collect::<Vec<_>>(), disks);
+        assert_eq!(found_foreign, foreign);
+        assert_eq!(found.images.iter().map(|image| image.to_str().unwrap()).collect::<Vec<_>>(), images);
+    }
+
+    #[test]
+    fn a_partition_lies_on_its_disk() {
+        let tree = "dev/block/254:1 -> devices/pci0/virtio1/block/vda/vda1
+            devices/pci0/virtio1/block/vda/vda1/partition = 1";
+        check(tree, (254, 1), &["vda"], &[], &[]);
+    }
+
+    #[test]
+    fn lvm_over_raid_over_partitions_lies_on_every_disk() {
+        let tree = "dev/block/253:0 -> devices/virtual/block/dm-0
+            devices/virtual/block/dm-0/slaves/md0 -> devices/virtual/block/md0
+            devices/virtual/block/md0/slaves/sda1 -> devices/pci0/host0/block/sda/sda1
+            devices/virtual/block/md0/slaves/sdb -> devices/pci0/host1/block/sdb
+            devices/pci0/host0/block/sda/sda1/partition = 1";
+        check(tree, (253, 0), &["sda", "sdb"], &[], &[]);
+    }
+
+    #[test]
+    fn network_devices_are_not_in_the_vms_snapshot() {
+        let iscsi = "dev/block/8:0 -> devices/platform/host2/session1/target2:0:0/2:0:0:0/block/sda";
+        check(iscsi, (8, 0), &["sda"], &[("sda", "iSCSI")], &[]);
+        let nbd = "dev/block/43:0 -> devices/virtual/block/nbd0";
+        check(nbd, (43, 0), &["nbd0"], &[("nbd0", "a network block device")], &[]);
+        let tcp = "dev/block/259:0 -> devices/virtual/nvme-fabrics/ctl/nvme0/nvme0n1
+            devices/virtual/nvme-fabrics/ctl/nvme0/transport = tcp";
+        check(tcp, (259, 0), &["nvme0n1"], &[("nvme0n1", "NVMe over tcp")], &[]);
+        let multipath = "dev/block/259:0 -> devices/virtual/nvme-subsystem/nvme-subsys0/nvme0n1
+            devices/virtual/nvme-subsystem/nvme-subsys0/nvme0 -> devices/virtual/nvme-fabrics/ctl/nvme0
+            devices/virtual/nvme-fabrics/ctl/nvme0/transport = rdma";
+        check(multipath, (259, 0), &["nvme0n1"], &[("nvme0n1", "NVMe over rdma")], &[]);
+        let local = "dev/block/259:1 -> devices/pci0/nvme/nvme0/nvme0n1/nvme0n1p1
+            devices/pci0/nvme/nvme0/nvme0n1/nvme0n1p1/partition = 1
+            devices/pci0/nvme/nvme0/transport = pcie";
+        check(local, (259, 1), &["nvme0n1"], &[], &[]);
+    }
+
+    #[test]
+    fn an_encrypted_loop_image_is_found_inside_its_file() {
+        let tree = "dev/block/253:1 -> devices/virtual/block/dm-1
+            devices/virtual/block/dm-1/slaves/loop0 -> devices/virtual/block/loop0
+            devices/virtual/block/loop0/loop/backing_file = /srv/images/my disk.img";
+        check(tree, (253, 1), &[], &[], &["/srv/images/my disk.img"]);
+    }
+
+    #[test]
+    fn btrfs_lies_on_all_its_members() {
+        let tree = "dev/block/8:16 -> devices/pci0/block/sdb
+            fs/btrfs/uuid-1/devices/sdb -> devices/pci0/block/sdb
+            fs/btrfs/uuid-1/devices/sdc -> devices/pci0/block/sdc
+            fs/btrfs/uuid-2/devices/sdd -> devices/pci0/block/sdd
+            fs/btrfs/features/";
+        check(tree, (0, 16), &["sdb", "sdc"], &[], &[]);
+    }
+
+    #[test]
+    fn a_circle_ends() {
+        let tree = "dev/block/253:0 -> devices/virtual/block/dm-0
+            devices/virtual/block/dm-0/slaves/dm-0 -> devices/virtual/block/dm-0";
+        check(tree, (253, 0), &[], &[], &[]);
+    }
+
+    #[test]
+    fn an_image_belongs_to_the_innermost_mount_above_it() {
+        let superblock = |minor| Superblock { major: 8, minor };
+        let points = [("/", 1), ("/srv", 2), ("/srv", 3), ("/srv/images-old", 4)];
+        let points: Vec<_> = points.iter().map(|(path, minor)| (PathBuf::from(path), superblock(*minor))).collect();
+        assert_eq!(
+            holder(&points, Path::new("/srv/images/a")),
+            Some(superblock(3)),
+            "of two, the later covers the earlier"
+        );
+        assert_eq!(holder(&points, Path::new("/home/a")), Some(superblock(1)));
+    }
+}

@@ -22,7 +22,7 @@ pub const TICK_MS: u64 = 250;
 const SILENT_TICKS_BEFORE_FREEZE: u32 = 4;
 /// A watchdog silent for so many ticks of main is lost. Ticks, not time: where the whole guest stands still, main does not
 /// count either.
-const SILENT_TICKS_MAX: u32 = 8;
+const SILENT_TICKS_MAX: u32 = 5;
 
 /// A reply: number of the command, and what to say.
 pub type Reply = (u32, Result<Answer, Refusal>);
@@ -68,7 +68,7 @@ impl Ended {
 impl Hold {
     /// Armed, nothing frozen.
     pub fn new(id: FreezeId, guard: Guard) -> Hold {
-        let beats_seen = guard.shared.beats();
+        let beats_seen = guard.shared.watchdog_beats();
         Hold {
             id,
             guard,
@@ -156,6 +156,7 @@ impl Hold {
     /// ours is thawed; then [`Hold::finish`] is due.
     pub fn advance(&mut self, watchdog_dead: bool, reply: &mut dyn FnMut(Reply)) -> Option<Ended> {
         let now_ms = kernel::now_ms();
+        self.guard.shared.main_beat();
         self.count_beats(now_ms);
         if watchdog_dead || self.silent_ticks >= SILENT_TICKS_MAX {
             self.end(End::WatchdogLost);
@@ -204,7 +205,7 @@ impl Hold {
     }
 
     fn count_beats(&mut self, now_ms: u64) {
-        let beats = self.guard.shared.beats();
+        let beats = self.guard.shared.watchdog_beats();
         if beats != self.beats_seen {
             (self.beats_seen, self.beats_seen_ms, self.silent_ticks) = (beats, now_ms, 0);
         } else if now_ms.saturating_sub(self.beats_seen_ms) >= TICK_MS {

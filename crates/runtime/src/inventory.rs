@@ -45,6 +45,8 @@ pub fn storage() -> Result<Storage, String> {
             let inside = beneath
                 .images
                 .iter()
+                // A deleted image, or one in another mount namespace, shows a path that means nothing here.
+                .filter(|image| std::fs::symlink_metadata(image).is_ok())
                 .filter_map(|image| disks::holder(&points, image))
                 .filter(|holder| on_disk.contains(holder) && *holder != mounted.superblock)
                 .collect();
@@ -135,7 +137,10 @@ fn down_to_disks(
     let (mut disks, mut foreign) = (beneath.disks.clone(), beneath.foreign.clone());
     if candidate.inside.len() < beneath.images.len() || levels == 0 {
         for image in &beneath.images {
-            foreign.insert((image.display().to_string(), "an image on a file system that lies on no disk".into()));
+            foreign.insert((
+                image.display().to_string(),
+                "an image that is not on a file system of this guest's disks".into(),
+            ));
         }
     }
     for outer in candidate.inside.iter().filter(|_| levels > 0) {

@@ -61,5 +61,9 @@ fn thaw(first: &str, rest: &[&str]) -> ExitCode {
             }
         }
     }
+    // A component and watchdog that were killed together leave the lock's folder; held by nobody, it can go.
+    if let Ok(lock) = guest_lock::GuestLock::take(guest_lock::LOCK_FOLDER.as_ref()) {
+        let _ = lock.release();
+    }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -36,6 +36,9 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// Why a script could not be run at all.
 #[derive(Debug, thiserror::Error)]
 pub enum ScriptError {
+    /// Not a script.
+    #[error("this is a program, not a script; give a script that starts it")]
+    Program,
     /// The body could not be put anywhere.
     #[error("the script could not be stored in memory: {0}")]
     Store(io::Error),
@@ -52,15 +55,15 @@ pub enum ScriptError {
 /// Runs the script and waits for it. `cancel` ends it. Also returns notes for the session's log.
 pub fn run(order: &ScriptOrder, cancel: &Bell) -> Result<(ScriptResult, Vec<String>), ScriptError> {
     let began_ms = kernel::now_ms();
+    if order.body.starts_with(b"\x7fELF") {
+        return Err(ScriptError::Program);
+    }
     let body = store(&order.body).map_err(ScriptError::Store)?;
     let (output, write_end) = kernel::pipe().map_err(ScriptError::Store)?;
     let errors = write_end.try_clone().map_err(ScriptError::Store)?;
     let (program, argument) = interpreter(&order.body);
     let mut command = Command::new(OsStr::from_bytes(&program));
-    command.args(argument.as_deref().map(OsStr::from_bytes));
-    if program.as_slice() != SELF.as_bytes() {
-        command.arg(SELF);
-    }
+    command.args(argument.as_deref().map(OsStr::from_bytes)).arg(SELF);
     command.current_dir("/").env_clear().envs(environment(order));
     command.stdin(Stdio::null()).stdout(write_end).stderr(errors);
     let source_fd = body.as_raw_fd();
@@ -81,11 +84,8 @@ pub fn run(order: &ScriptOrder, cancel: &Bell) -> Result<(ScriptResult, Vec<Stri
 /// How the interpreter reaches the script.
 const SELF: &str = "/proc/self/fd/3";
 
-/// Program and its one argument, as the kernel reads a `#!` line. An executable program is its own interpreter.
+/// Program and its one argument, as the kernel reads a `#!` line.
 fn interpreter(body: &[u8]) -> (Vec<u8>, Option<Vec<u8>>) {
-    if body.starts_with(b"\x7fELF") {
-        return (SELF.into(), None);
-    }
     let line = body.strip_prefix(b"#!").and_then(|rest| rest.split(|byte| *byte == b'\n').next()).unwrap_or_default();
     let line = line.trim_ascii();
     let end = line.iter().position(|byte| byte.is_ascii_whitespace()).unwrap_or(line.len());
@@ -133,14 +133,7 @@ fn store(body: &[u8]) -> io::Result<OwnedFd> {
     // SAFETY: just opened, belongs to nobody else.
     let mut file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
     file.write_all(body)?;
-    // A script file is executable; only a program without `#!` line needs it.
-    // SAFETY: the descriptor is open.
-    unsafe { libc::fchmod(file.as_raw_fd(), 0o700) };
-    read_only(&file)
-}
-
-/// The same file through a descriptor that cannot write: a program that is open for writing cannot be executed.
-fn read_only(file: &File) -> io::Result<OwnedFd> {
+    // The script gets a descriptor that cannot write, at the beginning of the file.
     Ok(File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?.into())
 }
 
@@ -347,5 +340,55 @@ fn note_survivors(killed: bool) -> Vec<String> {
             left.join(", ")
         )],
         (false, false) => vec![format!("the script ended and left these processes running: {}", left.join(", "))],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn check(body: &str, program: &str, argument: Option<&str>) {
+        assert_eq!(
+            interpreter(body.as_bytes()),
+            (program.into(), argument.map(|text| text.as_bytes().to_vec())),
+            "{body}"
+        );
+    }
+
+    #[test]
+    fn the_interpreter_line_is_read_as_the_kernel_reads_it() {
+        check("#!/bin/bash\necho", "/bin/bash", None);
+        check("#! /usr/bin/env  python3 -u \nprint()", "/usr/bin/env", Some("python3 -u"));
+        check("echo no line", "/bin/sh", None);
+        check("#!\n", "/bin/sh", None);
+        check("", "/bin/sh", None);
+    }
+
+    #[test]
+    fn names_with_parentheses_do_not_hide_the_parent() {
+        let process = parse_stat(b"42 (a) b (c) S 7 42 42 0 -1").unwrap();
+        assert_eq!((process.pid, process.name.as_str(), process.state, process.parent), (42, "a) b (c", 'S', 7));
+    }
+
+    #[test]
+    fn all_descendants_are_found_and_the_dead_left_out() {
+        let process = |pid, state, parent| Process { pid, name: format!("p{pid}"), state, parent };
+        let all = [process(1, 'S', 0), process(5, 'S', 1), process(6, 'Z', 5), process(7, 'S', 6), process(8, 'S', 1)];
+        let found: Vec<_> = below(5, &all).into_iter().map(|(pid, _)| pid).collect();
+        assert_eq!(found, [7]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_tail_is_the_end_of_everything(pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40_000), 0..6)) {
+            let mut tail = Tail::default();
+            pieces.iter().for_each(|piece| tail.push(piece));
+            let all: Vec<u8> = pieces.concat();
+            let kept: Vec<u8> = tail.kept.into();
+            prop_assert!(kept.len() <= SCRIPT_OUTPUT_BYTES_MAX);
+            prop_assert!(all.ends_with(&kept));
+            prop_assert_eq!(tail.dropped_bytes as usize + kept.len(), all.len());
+        }
     }
 }

@@ -32,6 +32,9 @@ use std::thread::JoinHandle;
 /// talks to any more must not stay in the guest.
 const SILENCE_AFTER_EXPIRY_MS: u64 = 60_000;
 
+/// The C library keeps the stack of an ended thread, and while armed it is locked like everything else.
+const JOB_STACK_BYTES: usize = 512 * 1024;
+
 /// How the component is started.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -170,7 +173,7 @@ impl Server {
             Ok(false) | Err(_) => self.cut = true,
         }
         loop {
-            match self.channel.next() {
+            match self.channel.next_order() {
                 Ok(Some(order)) => self.obey(order),
                 Ok(None) => return,
                 Err(e) => {
@@ -224,10 +227,8 @@ impl Server {
             Command::Quiesce(order) => self.start(id, "a quiesce", Phase::Idle, None, move |applications, _| {
                 Done::Answer(Ok(Answer::Quiesced(applications.quiesce(&order))), Vec::new())
             }),
-            Command::Release => self.start(id, "a release", Phase::Idle, None, |applications, _| {
-                applications.release();
-                Done::Answer(Ok(Answer::Done), Vec::new())
-            }),
+            // No kind of application holds anything between quiesce and release yet.
+            Command::Release => self.reply((id, Ok(Answer::Done))),
             Command::Arm(order) => self.arm(id, order),
             Command::Freeze(freeze) => match self.hold_of(freeze) {
                 Ok(hold) => hold.freeze(id),
@@ -329,7 +330,7 @@ impl Server {
         let bell = self.bell.clone();
         let mut applications = self.applications.take().unwrap_or_default();
         let started = Bell::new().map(Arc::new).and_then(|cancel| {
-            let thread = std::thread::Builder::new().name("lull-job".into()).spawn({
+            let thread = std::thread::Builder::new().name("lull-job".into()).stack_size(JOB_STACK_BYTES).spawn({
                 let cancel = cancel.clone();
                 move || {
                     let result = work(&mut applications, &cancel);

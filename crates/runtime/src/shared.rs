@@ -64,7 +64,8 @@ struct Head {
     lease_word: AtomicU64,
     first_freeze_ms: AtomicU64,
     first_freeze_us: AtomicU64,
-    beats: AtomicU32,
+    watchdog_beats: AtomicU32,
+    main_beats: AtomicU32,
     verdict: AtomicU32,
     lease_ms: u64,
     budget_ms: u64,
@@ -204,7 +205,8 @@ impl Shared {
                 lease_word: AtomicU64::new(word(NEVER_MS, None)),
                 first_freeze_ms: AtomicU64::new(0),
                 first_freeze_us: AtomicU64::new(0),
-                beats: AtomicU32::new(0),
+                watchdog_beats: AtomicU32::new(0),
+                main_beats: AtomicU32::new(0),
                 verdict: AtomicU32::new(0),
                 lease_ms: lease.lease_ms,
                 budget_ms: lease.budget_ms,
@@ -319,13 +321,23 @@ impl Shared {
     }
 
     /// The watchdog shows that it runs.
-    pub fn beat(&self) {
-        self.head().beats.fetch_add(1, SeqCst);
+    pub fn watchdog_beat(&self) {
+        self.head().watchdog_beats.fetch_add(1, SeqCst);
     }
 
     /// Grows while the watchdog runs.
-    pub fn beats(&self) -> u32 {
-        self.head().beats.load(SeqCst)
+    pub fn watchdog_beats(&self) -> u32 {
+        self.head().watchdog_beats.load(SeqCst)
+    }
+
+    /// Main's control thread shows that it runs.
+    pub fn main_beat(&self) {
+        self.head().main_beats.fetch_add(1, SeqCst);
+    }
+
+    /// Grows while main's control thread runs.
+    pub fn main_beats(&self) -> u32 {
+        self.head().main_beats.load(SeqCst)
     }
 
     /// Decides who cleans up, once. Says what stands.
@@ -347,5 +359,97 @@ impl Drop for Shared {
     fn drop(&mut self) {
         // SAFETY: mapped by `new` with this size; nobody holds a reference past the owner.
         unsafe { libc::munmap(self.head.cast(), self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lull_guest_wire::LeaseState;
+    use proptest::prelude::*;
+
+    const LEASE: Lease = Lease { lease_ms: 1_000, budget_ms: 2_500 };
+
+    fn started() -> Shared {
+        let shared = Shared::new(0, LEASE).unwrap();
+        shared.start(10_000_000);
+        shared
+    }
+
+    #[test]
+    fn before_the_freeze_nothing_runs_out() {
+        let shared = Shared::new(3, LEASE).unwrap();
+        assert_eq!((shared.check(u64::MAX >> 9), shared.deadline_ms(), shared.slots().len()), (None, None, 3));
+    }
+
+    #[test]
+    fn an_expired_lease_is_never_renewed() {
+        let shared = started();
+        assert_eq!(shared.renew(10_999), Ok(1_000));
+        assert_eq!(shared.renew(11_999), Err(End::Lease));
+        assert_eq!(shared.renew(10_500), Err(End::Lease), "not even by a clock that goes back");
+        assert_eq!(shared.end(End::Ordered, 10_500), End::Lease);
+    }
+
+    #[test]
+    fn renewals_end_with_the_budget() {
+        let shared = started();
+        assert_eq!(shared.renew(10_900), Ok(1_000));
+        assert_eq!(shared.renew(11_800), Ok(700));
+        assert_eq!(shared.renew(12_499), Ok(1));
+        assert_eq!(shared.renew(12_500), Err(End::Budget));
+    }
+
+    #[test]
+    fn an_order_that_comes_after_the_deadline_is_an_expiry() {
+        let shared = started();
+        assert_eq!(shared.end(End::Ordered, 11_000), End::Lease, "whether or not anybody noticed before");
+    }
+
+    #[test]
+    fn one_cleans_up() {
+        let shared = started();
+        assert_eq!(shared.decide(Verdict::WatchdogKills), Verdict::WatchdogKills);
+        assert_eq!(shared.decide(Verdict::MainFinishes), Verdict::WatchdogKills);
+        assert!(!shared.main_finishes());
+    }
+
+    #[test]
+    fn a_renewal_that_was_granted_came_before_the_end() {
+        for _ in 0..2_000 {
+            let shared = started();
+            let ended = std::sync::atomic::AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    shared.end(End::Channel, 10_001);
+                    ended.store(true, SeqCst);
+                });
+                let known_ended = ended.load(SeqCst);
+                assert!(!(known_ended && shared.renew(10_002).is_ok()));
+            });
+            assert_eq!(shared.ended(), Some(End::Channel));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_word_agrees_with_the_arithmetic_of_the_lease(steps in proptest::collection::vec((0u64..1_200, any::<bool>()), 1..12)) {
+            let shared = started();
+            let (mut now_ms, mut renewed_ms) = (10_000, 10_000);
+            for (step, renew) in steps {
+                now_ms += step;
+                let expect = LEASE.state(now_ms, renewed_ms, Some(10_000));
+                let held = if renew { shared.renew(now_ms).is_ok() } else { shared.check(now_ms).is_none() };
+                prop_assert_eq!(held, matches!(expect, LeaseState::Holds { .. }));
+                if !held {
+                    let end = shared.ended().unwrap();
+                    prop_assert!(end == End::Budget || end == End::Lease);
+                    return Ok(());
+                }
+                if renew {
+                    renewed_ms = now_ms;
+                }
+            }
+        }
     }
 }

@@ -6,8 +6,8 @@
 //!
 //! Knows neither lease nor process; who calls [`ThawPool::start`] has ended the lease before.
 
-use crate::kernel;
-use crate::shared::Shared;
+use crate::kernel::{self, Errno};
+use crate::shared::{Shared, Slot};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -31,6 +31,7 @@ struct Pool {
     fds: Arc<[OwnedFd]>,
     orders: Mutex<Orders>,
     ordered: Condvar,
+    started: AtomicUsize,
     unsettled: AtomicUsize,
     freezer_dead: AtomicBool,
     bell: Arc<kernel::Bell>,
@@ -50,6 +51,7 @@ impl ThawPool {
             fds,
             orders: Mutex::new(Orders { round: 0, quit: false }),
             ordered: Condvar::new(),
+            started: AtomicUsize::new(0),
             unsettled: AtomicUsize::new(0),
             freezer_dead: AtomicBool::new(false),
             bell,
@@ -59,6 +61,10 @@ impl ThawPool {
             let pool = pool.clone();
             let thread = std::thread::Builder::new().name("lull-thaw".into()).stack_size(STACK_BYTES);
             this.threads.push(thread.spawn(move || pool.serve(index))?);
+        }
+        // A thread maps memory as it starts; that must be over before anything is frozen.
+        while pool.started.load(SeqCst) < pool.fds.len() {
+            kernel::sleep_ms(1);
         }
         Ok(this)
     }
@@ -104,6 +110,7 @@ impl Pool {
     }
 
     fn serve(&self, index: usize) {
+        self.started.fetch_add(1, SeqCst);
         let mut served = 0;
         loop {
             {
@@ -116,29 +123,31 @@ impl Pool {
                 }
                 served = orders.round;
             }
-            self.thaw_until_settled(index);
+            let freezer_dead = || self.freezer_dead.load(SeqCst);
+            thaw_until_settled(&self.shared.slots()[index], freezer_dead, || kernel::thaw(self.fds[index].as_fd()));
             if self.unsettled.fetch_sub(1, SeqCst) == 1 {
                 self.bell.ring();
             }
         }
     }
+}
 
-    fn thaw_until_settled(&self, index: usize) {
-        let slot = &self.shared.slots()[index];
-        let give_up_ms = kernel::now_ms() + GIVE_UP_AFTER_MS;
-        loop {
-            // Looked at before the ioctl: only a FITHAW that began after the freezer was back settles anything.
-            let freezer_back = self.freezer_dead.load(SeqCst) || !slot.in_ioctl();
-            let mut thawed = true;
-            if slot.attempted() {
-                let result = kernel::thaw(self.fds[index].as_fd());
-                slot.thaw_returned(result, kernel::now_us());
-                thawed = matches!(result, Ok(()) | Err(libc::EINVAL));
-            }
-            if freezer_back && (thawed || kernel::now_ms() >= give_up_ms) {
-                return;
-            }
-            kernel::sleep_ms(RETRY_EVERY_MS);
+/// Thaws one superblock until nobody can freeze it any more and one more `FITHAW` has returned. The lease has ended before.
+/// `freezer_dead`: the process that froze is gone. `thaw`: one `FITHAW`.
+pub fn thaw_until_settled(slot: &Slot, freezer_dead: impl Fn() -> bool, mut thaw: impl FnMut() -> Result<(), Errno>) {
+    let give_up_ms = kernel::now_ms() + GIVE_UP_AFTER_MS;
+    loop {
+        // Looked at before the ioctl: only a FITHAW that began after the freezer was back settles anything.
+        let freezer_back = freezer_dead() || !slot.in_ioctl();
+        let mut thawed = true;
+        if slot.attempted() {
+            let result = thaw();
+            slot.thaw_returned(result, kernel::now_us());
+            thawed = matches!(result, Ok(()) | Err(libc::EINVAL));
         }
+        if freezer_back && (thawed || kernel::now_ms() >= give_up_ms) {
+            return;
+        }
+        kernel::sleep_ms(RETRY_EVERY_MS);
     }
 }

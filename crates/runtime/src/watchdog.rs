@@ -4,10 +4,10 @@
 //! start ─▶ confirm ─▶ watch ──main finishes──▶ exit
 //!                       │ lease, budget, channel gone, main dead, main late
 //!                       ▼
-//!                     thaw repeatedly ─▶ main answers within a second? ──yes──▶ exit
-//!                                                   │ no
-//!                                                   ▼
-//!                         SIGKILL main ─▶ main dead ─▶ one more FITHAW each ─▶ exit
+//!                     thaw repeatedly ─▶ all thawed, freezer back, main finishes within a second ──▶ exit
+//!                         │ main silent for a second, or too late
+//!                         ▼
+//!                     SIGKILL main ─▶ main dead ─▶ one more FITHAW each ─▶ exit
 //! ```
 //!
 //! Main survives an expired lease if it answers: it then tells the proxy what happened and still runs the post-thaw
@@ -33,6 +33,8 @@ use std::sync::Arc;
 pub const BEAT_EVERY_MS: u64 = 200;
 /// After a thaw on its own decision, main may answer for this long, in milliseconds.
 const ANSWER_WITHIN_MS: u64 = 1_000;
+/// How often it looks while it waits, in milliseconds.
+const LOOK_EVERY_MS: u64 = 20;
 /// Last line of its confirmation.
 pub const READY: &str = "ready";
 
@@ -64,12 +66,12 @@ pub fn run(setup: Setup) -> ! {
     // SAFETY: the name ends with a zero byte.
     unsafe { libc::prctl(libc::PR_SET_NAME, c"lull-watchdog".as_ptr()) };
     ignore_signals();
+    kernel::hurry();
     if let Err(e) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
         notes.push(format!("the watchdog could be chosen by the out-of-memory killer: {e}"));
     }
     notes.extend(leave_cgroups());
     close_others(&setup);
-    memory::reserve();
     if let Err(e) = memory::lock() {
         notes.push(format!("the watchdog's memory could not be locked: {e}"));
     }
@@ -104,7 +106,7 @@ fn watch(setup: Setup, pool: &ThawPool, bell: &Bell) -> ! {
         kernel::waiting(finished.raw(), libc::POLLIN),
     ];
     loop {
-        shared.beat();
+        shared.watchdog_beat();
         if shared.main_finishes() {
             leave(&lock);
         }
@@ -127,20 +129,25 @@ fn watch(setup: Setup, pool: &ThawPool, bell: &Bell) -> ! {
         }
     }
     pool.start();
-    let mut main_dead = wait(&shared, &main_alive, pool, bell, || pool.settled(), None);
-    if !main_dead {
-        main_dead = wait(&shared, &main_alive, pool, bell, || shared.main_finishes(), Some(ANSWER_WITHIN_MS));
+    let mut waiting = Waiting { shared: &shared, main_alive: &main_alive, pool, bell, main_dead: false };
+    // A main that is stopped inside FIFREEZE never says that it is back: then nothing settles before it is killed.
+    let mut main = MainSeen::new(&shared);
+    waiting.until(|waiting| waiting.pool.settled() || main.silent(&shared));
+    if !waiting.main_dead {
+        let give_up_ms = kernel::now_ms() + if pool.settled() { ANSWER_WITHIN_MS } else { 0 };
+        waiting.until(|waiting| shared.main_finishes() || waiting.main_dead || kernel::now_ms() >= give_up_ms);
     }
-    if !main_dead && shared.decide(Verdict::WatchdogKills) == Verdict::MainFinishes {
+    if !waiting.main_dead && shared.decide(Verdict::WatchdogKills) == Verdict::MainFinishes {
         leave(&lock);
     }
-    if !main_dead {
+    if !waiting.main_dead {
         kill_main(main_pid);
-        // However long a thread of it hangs in the kernel: before it is dead nothing is certain.
-        wait(&shared, &main_alive, pool, bell, || false, None);
+        // However long a thread of it hangs in the kernel: before it is dead nothing is certain. The pool goes on thawing.
+        waiting.until(|waiting| waiting.main_dead);
     }
+    waiting.until(|waiting| waiting.pool.settled());
     pool.start();
-    wait(&shared, &main_alive, pool, bell, || pool.settled(), None);
+    waiting.until(|waiting| waiting.pool.settled());
     leave(&lock)
 }
 
@@ -152,35 +159,51 @@ fn leave(lock: &GuestLock) -> ! {
     exit(0)
 }
 
-/// Waits for `done`, for main's death (then true) or for the time limit. With main already dead it waits for `done` alone.
-fn wait(
-    shared: &Shared,
-    main_alive: &OwnedFd,
-    pool: &ThawPool,
-    bell: &Bell,
-    done: impl Fn() -> bool,
-    limit_ms: Option<u64>,
-) -> bool {
-    let give_up_ms = limit_ms.map(|limit| kernel::now_ms() + limit);
-    let mut main_dead = false;
-    loop {
-        shared.beat();
-        bell.hush();
-        if done() || give_up_ms.is_some_and(|limit| kernel::now_ms() >= limit) {
-            return main_dead;
-        }
-        let mut polled = [
-            kernel::waiting(bell.raw(), libc::POLLIN),
-            kernel::waiting(if main_dead { -1 } else { main_alive.as_raw_fd() }, 0),
-        ];
-        kernel::poll(&mut polled, Some(20));
-        if !main_dead && kernel::hung_up(&polled[1]) {
-            main_dead = true;
-            pool.freezer_died();
-            if pool.settled() {
-                return true;
+/// What goes on while the watchdog waits for something.
+struct Waiting<'a> {
+    shared: &'a Shared,
+    main_alive: &'a OwnedFd,
+    pool: &'a ThawPool,
+    bell: &'a Bell,
+    main_dead: bool,
+}
+
+impl Waiting<'_> {
+    /// Waits, and sees main die meanwhile.
+    fn until(&mut self, mut done: impl FnMut(&Self) -> bool) {
+        loop {
+            self.shared.watchdog_beat();
+            self.bell.hush();
+            if done(self) {
+                return;
+            }
+            let alive = if self.main_dead { -1 } else { self.main_alive.as_raw_fd() };
+            let mut polled = [kernel::waiting(self.bell.raw(), libc::POLLIN), kernel::waiting(alive, 0)];
+            kernel::poll(&mut polled, Some(LOOK_EVERY_MS));
+            if !self.main_dead && kernel::hung_up(&polled[1]) {
+                self.main_dead = true;
+                self.pool.freezer_died();
             }
         }
+    }
+}
+
+/// When main's control thread was last seen running.
+struct MainSeen {
+    beats: u32,
+    at_ms: u64,
+}
+
+impl MainSeen {
+    fn new(shared: &Shared) -> MainSeen {
+        MainSeen { beats: shared.main_beats(), at_ms: kernel::now_ms() }
+    }
+
+    fn silent(&mut self, shared: &Shared) -> bool {
+        if shared.main_beats() != self.beats {
+            *self = MainSeen::new(shared);
+        }
+        kernel::now_ms() >= self.at_ms + ANSWER_WITHIN_MS
     }
 }
 

@@ -2,13 +2,13 @@
 
 use super::{Findings, Infrastructure, JobError, JobWarning, credential_kind};
 use crate::failover::FailureMemory;
-use crate::ids::ServerId;
+use crate::ids::{ServerId, VmId};
 use crate::infrastructure::{ManagedServer, Platform, ServerState, Vm};
 use crate::job::Job;
 use crate::selection::{Rejection, Request, WindowsGuestsFrom, channel_to, choose, feasible};
 use crate::settings::{Fallback, ProxyPolicy};
 use jiff::Timestamp;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One VM in scope with the policy that holds for it.
 struct InScope<'a> {
@@ -38,7 +38,7 @@ pub(super) fn check(job: &Job, infrastructure: &Infrastructure, findings: &mut F
     let memory = FailureMemory::default();
     let mut nobody = Vec::new();
     let mut backup_server = Vec::new();
-    for entry in scope.iter().filter(|entry| !without_windows_server.contains(&entry.vm.name)) {
+    for entry in scope.iter().filter(|entry| !without_windows_server.contains(&entry.vm.id)) {
         let request = request(entry, &servers, infrastructure, &memory);
         let own = servers.iter().any(|server| feasible(server, &request).is_ok());
         match (&entry.policy, choose(&request)) {
@@ -68,8 +68,9 @@ fn in_scope<'a>(job: &Job, infrastructure: &Infrastructure<'a>, findings: &mut F
     let mut seen = BTreeSet::new();
     let mut said = BTreeSet::new();
     let mut scope = Vec::new();
+    let known: BTreeMap<VmId, &Vm> = infrastructure.vms.iter().map(|vm| (vm.id, vm)).collect();
     for id in &job.vms {
-        let Some(vm) = infrastructure.vms.iter().find(|vm| vm.id == *id) else {
+        let Some(vm) = known.get(id).copied() else {
             continue;
         };
         if seen.insert(*id) {
@@ -91,20 +92,21 @@ fn windows_guests(
     servers: &[ManagedServer],
     infrastructure: &Infrastructure,
     findings: &mut Findings,
-) -> Vec<String> {
+) -> BTreeSet<VmId> {
     let has_windows_server = servers.iter().any(|server| server.platform == Platform::Windows && server.role_enabled);
     if has_windows_server || infrastructure.rules.windows_guests_from == WindowsGuestsFrom::AnyProxy {
-        return Vec::new();
+        return BTreeSet::new();
     }
-    let vms: Vec<String> = scope
+    let vms: Vec<&Vm> = scope
         .iter()
         .filter(|entry| entry.vm.guest_os_with(entry.credential) == Some(Platform::Windows))
-        .map(|entry| entry.vm.name.clone())
+        .map(|entry| entry.vm)
         .collect();
     if !vms.is_empty() {
-        findings.errors.push(JobError::NoWindowsServer { vms: vms.clone() });
+        let names = vms.iter().map(|vm| vm.name.clone()).collect();
+        findings.errors.push(JobError::NoWindowsServer { vms: names });
     }
-    vms
+    vms.into_iter().map(|vm| vm.id).collect()
 }
 
 /// Every policy of the job and its overrides: servers that are gone, empty lists, a licence without a choice.

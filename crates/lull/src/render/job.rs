@@ -23,11 +23,8 @@ pub fn list(jobs: &[Job], look: &Look) -> String {
 
 /// One job with every setting.
 pub fn job(job: &Job, look: &Look) -> String {
-    let mut sheet = vec![
-        ("job", job.name.clone()),
-        ("vms", job.vms.join("\n")),
-        ("repository", job.repository.clone()),
-    ];
+    let mut sheet =
+        vec![("job", job.name.clone()), ("vms", job.vms.join("\n")), ("repository", job.repository.clone())];
     sheet.extend(settings(&job.guest));
     if let Some(session) = job.last_session {
         let result = job.last_result.as_deref().unwrap_or("running");
@@ -104,16 +101,16 @@ mod tests {
         assert_eq!(
             job(&job_shown, &Look::plain(None)),
             "\
-job                 nightly
-vms                 pg
-repository          disk
-application-aware   try
-pre-freeze script   2 lines, 15 B
-script timeout      10 min 00 s
-lease               5.0 s
-proxy               prefer a, b; else none
-copy limit          none
-last session        7, success
+job                nightly
+vms                pg
+repository         disk
+application-aware  try
+pre-freeze script  2 lines, 15 B
+script timeout     10 min 00 s
+lease              5.0 s
+proxy              prefer a, b; else none
+copy limit         none
+last session       7, success
 "
         );
     }

@@ -139,10 +139,7 @@ site-b is in the VM's network and has the fewest running tasks.
     fn nobody_to_choose_is_said_first() {
         let none = ProxyExplanation { chosen: None, tier: None, candidates: vec![], ..sample() };
         let none = ProxyExplanation { summary: "The only proxy is offline.".into(), ..none };
-        assert_eq!(
-            explanation(&none, &Look::plain(None)),
-            "No proxy can serve pg-demo.\nThe only proxy is offline.\n"
-        );
+        assert_eq!(explanation(&none, &Look::plain(None)), "No proxy can serve pg-demo.\nThe only proxy is offline.\n");
         assert_eq!(summary(&none), "none: The only proxy is offline.");
     }
 }

@@ -154,8 +154,8 @@ impl Leaf {
 
     fn of_failure(failure: &Failure) -> Leaf {
         let text = if failure.text.is_empty() { failure.cause.clone() } else { failure.text.clone() };
-        let remedy = (!failure.remedy.is_empty() && !text.contains(&failure.remedy))
-            .then(|| format!("do: {}", failure.remedy));
+        let remedy =
+            (!failure.remedy.is_empty() && !text.contains(&failure.remedy)).then(|| format!("do: {}", failure.remedy));
         Leaf {
             mark: "✗",
             mark_tone: Tone::Bad,
@@ -181,7 +181,10 @@ impl Leaf {
             "{} {}{}  ",
             look.paint(self.mark_tone, self.mark),
             pad(&self.name, NAME_COLUMNS),
-            look.paint(Tone::Faint, &format!("{}{}", " ".repeat(TIME_COLUMNS.saturating_sub(columns(&self.took))), self.took)),
+            look.paint(
+                Tone::Faint,
+                &format!("{}{}", " ".repeat(TIME_COLUMNS.saturating_sub(columns(&self.took))), self.took)
+            ),
         )
     }
 

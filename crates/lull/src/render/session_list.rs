@@ -65,7 +65,8 @@ pub fn restore_point(point: &RestorePoint, look: &Look) -> String {
 
 /// What a verification found.
 pub fn verification(verification: &Verification, look: &Look) -> String {
-    let verdict = if verification.ok { look.paint(super::Tone::Good, "sound") } else { look.paint(super::Tone::Bad, "DAMAGED") };
+    let verdict =
+        if verification.ok { look.paint(super::Tone::Good, "sound") } else { look.paint(super::Tone::Bad, "DAMAGED") };
     let mut text = format!("{verdict}\n");
     for finding in &verification.findings {
         text.push_str(&format!("  {}\n", super::text::one_line(finding)));

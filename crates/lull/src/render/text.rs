@@ -5,7 +5,9 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 /// `text` without anything that a terminal would obey: line ends stay, tabs become blanks, every other control character
 /// becomes `?`. A guest's banner or a script's output must not be able to move the cursor or to retitle a window.
 pub fn printable(text: &str) -> String {
-    let unwanted = |c: char| c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let unwanted = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
     text.trim_end_matches(['\n', '\r'])
         .replace("\r\n", "\n")
         .chars()

@@ -3,14 +3,12 @@
 //! Every script is one line for `/bin/sh`, safe under every login shell, and starts as few programs as it can: each costs
 //! milliseconds in a busy guest.
 
+use crate::carried::Payload;
 use crate::channel::Script;
 
 /// Where a component may go, best first: memory file systems, then what usually allows programs.
 pub const FOLDERS: [&str; 9] =
     ["/run", "/dev/shm", "/tmp", "/var/tmp", "/root", "/var/lib", "/opt", "/usr/local", "/srv"];
-
-/// Room beside the component itself, in bytes.
-const SPARE_BYTES: usize = 64 * 1024;
 
 /// One line of the script's report.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,6 +21,8 @@ pub(super) enum Line {
     Note(String),
     /// `+ FOLDER`
     Chosen(String),
+    /// `z`: there is no gzip.
+    CannotUnpack,
     /// `=`: what follows is the component's.
     Started,
     /// None of these.
@@ -40,39 +40,67 @@ pub(super) fn parse(line: &str) -> Line {
         "~" => Line::Swept(rest.into()),
         "i" => Line::Note(rest.into()),
         "+" => Line::Chosen(rest.into()),
+        "z" => Line::CannotUnpack,
         "=" => Line::Started,
         _ => Line::Unknown,
     }
 }
 
-/// Receives `bytes` bytes with this checksum on stdin and becomes them. `token` is 16 hexadecimal digits.
-pub(super) fn deploy_script(token: &str, bytes: usize, sha256: &str) -> Script {
-    let need = bytes + SPARE_BYTES;
+/// How the component travels.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Transfer<'a> {
+    /// As it is.
+    Plain(&'a Payload),
+    /// Packed by gzip.
+    Packed(&'a Payload),
+}
+
+impl<'a> Transfer<'a> {
+    /// What is sent.
+    pub(super) fn payload(self) -> &'a Payload {
+        match self {
+            Transfer::Plain(payload) | Transfer::Packed(payload) => payload,
+        }
+    }
+}
+
+/// Receives the component on stdin, checks it, and becomes it, in the first of `folders` that takes it. `token` is 16
+/// hexadecimal digits. A folder is probed by running an empty program in it: mount options, quotas and policies all show.
+pub(super) fn deploy_script(token: &str, folders: &[&str], transfer: Transfer<'_>) -> Script {
+    let payload = transfer.payload();
+    let (check, suffix, unpack) = match transfer {
+        Transfer::Plain(_) => ("", "", ""),
+        Transfer::Packed(_) => (
+            "if command -v gzip >/dev/null; then :; else echo z; exit 1; fi;",
+            ".gz",
+            "if e=$(gzip -d $f.gz 2>&1); then :; else rm -rf $w; echo \"- $d it could not be unpacked:\" ${e##*: }; exit 1; fi;",
+        ),
+    };
     Script::new(
         "put the runtime component there",
         &format!(
-            r#"umask 077; cd /; {sweep}
+            r#"umask 077; cd /; {check} {sweep}
         f=;
         for d in {folders}; do
           w=$d/lull-{token};
-          [ -d $d ] || {{ echo "- $d absent"; continue; }};
-          set -- $(stat -f -c "%f %S" $d 2>/dev/null);
-          if [ $# = 2 ] && [ $(($1 * $2)) -lt {need} ]; then echo "- $d no space ($(($1 * $2 / 1024)) KiB free, {need_kib} needed)"; continue; fi;
           if e=$(mkdir $w 2>&1); then :; else echo "- $d" ${{e##*: }}; continue; fi;
-          if e=$({{ : >$w/p && chmod 700 $w/p && $w/p; }} 2>&1); then f=$w/lull-runtime; rm -f $w/p; break; fi;
+          p=$w/lull-runtime{suffix};
+          if e=$({{ : >$p && chmod 700 $p && $p; }} 2>&1); then f=$w/lull-runtime; break; fi;
           rm -rf $w;
           case $e in *denied*) echo "- $d noexec (programs are forbidden there)";; *) echo "- $d" ${{e##*: }};; esac;
         done;
         if [ -z "$f" ]; then exit 1; fi;
         echo "+ $w";
-        if head -c {bytes} >$f; then :; else rm -rf $w; echo "- $d it could not be written"; exit 1; fi;
-        s=$(sha256sum $f 2>/dev/null); s=${{s%% *}};
+        if e=$(head -c {bytes} 2>&1 >$p); then :; else rm -rf $w; echo "- $d" ${{e##*: }}; exit 1; fi;
+        s=$(sha256sum $p 2>/dev/null); s=${{s%% *}};
         if [ -z "$s" ]; then echo "i sha256sum is missing there: the connection alone vouches for the component"; s={sha256}; fi;
-        if [ $s = {sha256} ]; then :; else rm -rf $w; echo "- $d what arrived is not what was sent (a full disk, or a shell profile that reads its input)"; exit 1; fi;
-        chmod 700 $f && echo = && exec $f serve"#,
+        if [ $s = {sha256} ]; then :; else rm -rf $w; echo "- $d what arrived is not what was sent"; exit 1; fi;
+        {unpack}
+        echo = && exec $f serve"#,
             sweep = sweep_text(),
-            folders = FOLDERS.join(" "),
-            need_kib = need / 1024,
+            folders = folders.join(" "),
+            bytes = payload.bytes.len(),
+            sha256 = payload.sha256,
         ),
     )
 }
@@ -110,8 +138,11 @@ mod tests {
 
     #[test]
     fn the_scripts_are_safe_under_every_login_shell() {
-        let script = deploy_script("00c0ffee00c0ffee", 1_500_000, &"a".repeat(64));
-        assert!(script.text().contains("head -c 1500000"));
+        let payload = crate::carried::Image::new(vec![7; 1_500_000]).plain;
+        for transfer in [Transfer::Plain(&payload), Transfer::Packed(&payload)] {
+            let script = deploy_script("00c0ffee00c0ffee", &FOLDERS, transfer);
+            assert!(script.text().contains("head -c 1500000"));
+        }
         sweep_script();
         remove_script("00c0ffee00c0ffee");
     }

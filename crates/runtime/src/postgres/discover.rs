@@ -218,3 +218,124 @@ fn unreachable(proc_root: &Path, pid: u32, because: UnreachableBecause) -> Unrea
 fn no_places(detail: String) -> UnreachableBecause {
     UnreachableBecause::Places { detail }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    const PID: u32 = 50;
+
+    /// A `/proc` with one server process of user `uid` in our own namespaces, and its data directory.
+    struct FakeProc(tempfile::TempDir);
+
+    impl FakeProc {
+        fn new(uid: u32, version: &str) -> Self {
+            let temp = tempfile::tempdir().unwrap();
+            for process in ["self", "50"] {
+                let dir = temp.path().join(process);
+                std::fs::create_dir_all(dir.join("ns")).unwrap();
+                symlink("/", dir.join("root")).unwrap();
+                ["pid", "user", "mnt"]
+                    .iter()
+                    .for_each(|kind| symlink("same", dir.join("ns").join(kind)).unwrap());
+            }
+            let dir = temp.path().join("50");
+            symlink("/usr/bin/postgres", dir.join("exe")).unwrap();
+            std::fs::write(
+                dir.join("status"),
+                format!("PPid:\t1\nUid:\t{uid}\t{uid}\nGid:\t1\t1\nNSpid:\t50\n"),
+            )
+            .unwrap();
+            let data = temp.path().join("data");
+            std::fs::create_dir(&data).unwrap();
+            symlink(&data, dir.join("cwd")).unwrap();
+            std::fs::write(data.join("PG_VERSION"), version).unwrap();
+            Self(temp)
+        }
+
+        fn because(&self) -> UnreachableBecause {
+            let discovery = discover(self.0.path());
+            assert_eq!(discovery.clusters, []);
+            let [one] = discovery.unreachable.as_slice() else {
+                panic!("{discovery:?}")
+            };
+            assert_eq!(one.pid, PID);
+            one.because.clone()
+        }
+
+        fn postmaster_pid(&self) -> PathBuf {
+            self.0.path().join("data/postmaster.pid")
+        }
+    }
+
+    #[test]
+    fn a_server_older_than_ten_is_named_with_its_version() {
+        let because = FakeProc::new(7, "9.6\n").because();
+        assert_eq!(
+            because,
+            UnreachableBecause::Version {
+                version: "9.6".to_owned()
+            }
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_trusted_is_not_guessed() {
+        let ours = rustix::process::geteuid().as_raw();
+        let fake = FakeProc::new(ours + 1, "15\n");
+        assert_eq!(fake.because(), UnreachableBecause::StillStarting);
+
+        std::fs::write(
+            fake.postmaster_pid(),
+            "51\n/d\n1\n5432\n/tmp\n\n 1 2\nready\n",
+        )
+        .unwrap();
+        assert_eq!(
+            fake.because(),
+            UnreachableBecause::Orphan { postmaster_pid: 51 }
+        );
+
+        std::fs::write(
+            fake.postmaster_pid(),
+            "50\n/d\n1\n5432\n/tmp\n\n 1 2\nready\n",
+        )
+        .unwrap();
+        assert_eq!(
+            fake.because(),
+            UnreachableBecause::Owner {
+                uid: ours + 1,
+                data_dir_uid: ours
+            }
+        );
+
+        std::fs::remove_file(fake.postmaster_pid()).unwrap();
+        symlink("/etc/passwd", fake.postmaster_pid()).unwrap();
+        assert!(matches!(
+            fake.because(),
+            UnreachableBecause::PostmasterPid { .. }
+        ));
+    }
+
+    #[test]
+    fn a_program_that_only_has_the_name_is_not_silently_left_out() {
+        let fake = FakeProc::new(7, "15\n");
+        std::fs::remove_file(fake.0.path().join("data/PG_VERSION")).unwrap();
+        assert!(matches!(
+            fake.because(),
+            UnreachableBecause::NoDataDirectory { .. }
+        ));
+    }
+
+    #[test]
+    fn an_unreadable_proc_is_said() {
+        let discovery = discover(Path::new("/nonexistent"));
+        assert!(
+            discovery
+                .incomplete
+                .iter()
+                .any(|why| why.contains("no cluster could be found")),
+            "{discovery:?}"
+        );
+    }
+}

@@ -1,42 +1,52 @@
 //! Servers that live in unusual ways: replaced programs, moved parts, service sandboxes, containers, single-user mode.
 
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use lull_runtime::postgres::{Device, PlaceRole, UnreachableBecause, quiesce};
-use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Signal;
 
-use crate::server::{Make, OTHER_DISK, OWNER, Server, as_owner, folder_in, run, signal, st_dev};
+use crate::server::{
+    Make, OTHER_DISK, OWNER, OWNER_ID, Server, as_owner, folder_in, run, signal, st_dev,
+};
 use crate::{ANY, GENEROUS, all_found, found, unreachable_because};
 
-/// A tmpfs, unmounted with the value.
+/// A file system of the test's own, unmounted with the value.
 struct Mounted(PathBuf);
 
 impl Mounted {
-    fn over(dir: &Path) -> Self {
-        rustix::mount::mount(
-            "lull-pg",
-            dir,
-            "tmpfs",
-            MountFlags::empty(),
-            c"size=64m,mode=700",
-        )
-        .unwrap();
-        std::os::unix::fs::chown(
-            dir,
-            Some(crate::server::OWNER_ID),
-            Some(crate::server::OWNER_ID),
-        )
-        .unwrap();
+    fn tmpfs_over(dir: &Path) -> Self {
+        run(Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64m", "lull-pg"])
+            .arg(dir));
+        Self::owned(dir)
+    }
+
+    /// A new btrfs in the file `image`; the loop device goes with the mount.
+    fn btrfs_over(dir: &Path, image: &Path) -> Self {
+        std::fs::File::create(image)
+            .unwrap()
+            .set_len(256 << 20)
+            .unwrap();
+        run(Command::new("mkfs.btrfs").arg("--quiet").arg(image));
+        run(Command::new("mount")
+            .args(["-o", "loop"])
+            .arg(image)
+            .arg(dir));
+        Self::owned(dir)
+    }
+
+    fn owned(dir: &Path) -> Self {
+        chown(dir, Some(OWNER_ID), Some(OWNER_ID)).unwrap();
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).unwrap();
         Self(dir.to_owned())
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        rustix::mount::unmount(&self.0, UnmountFlags::DETACH).unwrap();
+        run(Command::new("umount").arg("--lazy").arg(&self.0));
     }
 }
 
@@ -93,14 +103,14 @@ fn parts_that_are_mounted_or_linked_elsewhere_are_places_of_their_own() {
     let wal = server.data.join("pg_wal");
     std::fs::rename(&wal, &aside).unwrap();
     std::fs::create_dir(&wal).unwrap();
-    let _wal_mount = Mounted::over(&wal);
+    let _wal_mount = Mounted::tmpfs_over(&wal);
     move_to(&aside, &wal);
     std::fs::remove_dir_all(&aside).unwrap();
     // One database mounted, the commit log linked.
     let database = server.data.join("base/1");
     std::fs::rename(&database, &aside).unwrap();
     std::fs::create_dir(&database).unwrap();
-    let _database_mount = Mounted::over(&database);
+    let _database_mount = Mounted::tmpfs_over(&database);
     move_to(&aside, &database);
     let (xact, linked) = (server.data.join("pg_xact"), other_disk.path().join("xact"));
     move_to(&xact, &linked);
@@ -122,6 +132,44 @@ fn parts_that_are_mounted_or_linked_elsewhere_are_places_of_their_own() {
     assert_eq!(places, expect);
     assert_ne!(device(&wal), device(&server.data));
     server.stop();
+}
+
+/// There `st_dev` is a number of the subvolume's own, which no line of mountinfo has: a freeze would miss the superblock.
+#[test]
+fn on_btrfs_a_place_names_the_superblock_that_is_mounted() {
+    let mut server = Server::make(ANY, 5432, &Make::default());
+    let mount_point = server.dir.path().join("btrfs");
+    std::fs::create_dir(&mount_point).unwrap();
+    let mounted = Mounted::btrfs_over(&mount_point, &server.dir.path().join("image"));
+    let subvolume = mount_point.join("subvolume");
+    run(Command::new("btrfs")
+        .args(["--quiet", "subvolume", "create"])
+        .arg(&subvolume));
+    run(Command::new("cp")
+        .arg("-aT")
+        .arg(&server.data)
+        .arg(subvolume.join("data")));
+    chown(&subvolume, Some(OWNER_ID), Some(OWNER_ID)).unwrap();
+    server.data = subvolume.join("data");
+    server.start();
+
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = mountinfo
+        .lines()
+        .find(|line| line.contains(mount_point.to_str().unwrap()))
+        .unwrap();
+    let place = &found(&server).places[0];
+    assert_eq!(
+        line.split(' ').nth(2),
+        Some(place.device.to_string().as_str())
+    );
+    assert_ne!(
+        place.device,
+        device(&server.data),
+        "the case is the one this is about"
+    );
+    server.stop();
+    drop(mounted);
 }
 
 #[test]
@@ -248,7 +296,7 @@ fn a_server_in_a_chroot_is_unreachable() {
     // A root of its own, with the programs, the libraries and the cluster at their usual paths.
     let prepare = format!(
         "set -e; new=$(mktemp -d {dir}/root.XXXX); mount -t tmpfs -o mode=755 root $new; \
-         for part in /usr /lib /lib64 /bin /etc /dev {dir}; do \
+         for part in /usr /lib /lib64 /bin /etc /dev /proc {dir}; do \
            if [ -e $part ]; then mkdir -p $new$part; mount --rbind $part $new$part; fi; done; exec chroot $new \
          setpriv --reuid={OWNER} --regid=65534 --clear-groups \"$0\" \"$@\";"
     );

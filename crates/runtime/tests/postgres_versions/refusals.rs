@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use lull_runtime::postgres::{PgCause, PostmasterState, QuiesceOptions, quiesce};
-use rustix::process::Signal;
+use lull_runtime::postgres::{
+    Cluster, PgCause, PgError, PostmasterState, QuiesceOptions, Quiesced, quiesce,
+};
+use rustix::process::{Gid, Signal, Uid};
 
-use crate::server::{Make, Server, as_owner, run, signal};
-use crate::{ANY, GENEROUS, found};
+use crate::server::{Make, OWNER_ID, Server, as_owner, run, signal};
+use crate::{ANY, GENEROUS, all_found, found};
 
 /// A fresh server, started.
 fn started(make: &Make<'_>) -> Server {
@@ -176,6 +178,39 @@ fn settings_of_the_role_do_not_cut_the_checkpoint_short() {
 }
 
 #[test]
+fn without_root_the_owner_serves_itself_and_nobody_else() {
+    let server = started(&Make::default());
+    let cluster = found(&server);
+    // The kernel keeps ids per thread: this one is another user's.
+    let as_user = |id: u32, work: fn(Cluster) -> Result<Quiesced, PgError>| {
+        let cluster = cluster.clone();
+        let thread = std::thread::spawn(move || {
+            rustix::thread::set_thread_groups(&[]).unwrap();
+            let (gid, uid) = (Gid::from_raw(id), Uid::from_raw(id));
+            rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+            rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+            work(cluster)
+        });
+        thread.join().unwrap()
+    };
+    as_user(OWNER_ID, |cluster| {
+        let discovery = all_found();
+        assert!(
+            discovery.incomplete[0].starts_with("not run as root"),
+            "{discovery:?}"
+        );
+        assert!(discovery.clusters.contains(&cluster), "{discovery:?}");
+        quiesce(&cluster, &GENEROUS)
+    })
+    .unwrap();
+    let error = as_user(OWNER_ID - 1, |cluster| quiesce(&cluster, &GENEROUS)).unwrap_err();
+    assert!(
+        matches!(error.cause, PgCause::CannotBecomeOwner { .. }),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_crash_during_the_checkpoint_is_a_lost_connection() {
     let server = started(&Make::default());
     let cluster = found(&server);
@@ -186,9 +221,7 @@ fn a_crash_during_the_checkpoint_is_a_lost_connection() {
     server.wait("the statement", || {
         server.sql("postgres", is_waiting)[0][0].as_deref() == Some("1")
     });
-    let backend = server
-        .child("postgres nobody [local] CHECKPOINT")
-        .to_string();
+    let backend = server.child("[local] CHECKPOINT").to_string();
     run(as_owner("/bin/kill", server.dir.path()).args(["-KILL", &backend]));
     let error = waiting.join().unwrap().unwrap_err();
     assert!(

@@ -154,7 +154,7 @@ impl Server {
 
     /// Replaces pg_hba.conf.
     pub fn admit(&self, lines: &[&str]) {
-        fs::write(self.data.join("pg_hba.conf"), lines.join("\n") + "\n").unwrap();
+        self.write("pg_hba.conf", &(lines.join("\n") + "\n"));
     }
 
     /// Makes it a standby of `primary` when started next.
@@ -165,15 +165,18 @@ impl Server {
             primary.port
         );
         if self.major >= 12 {
-            fs::write(self.data.join("standby.signal"), "").unwrap();
+            self.write("standby.signal", "");
             self.configure(&[&from]);
         } else {
-            fs::write(
-                self.data.join("recovery.conf"),
-                format!("standby_mode = on\n{from}\n"),
-            )
-            .unwrap();
+            self.write("recovery.conf", &format!("standby_mode = on\n{from}\n"));
         }
+    }
+
+    /// Writes a file of the data directory as the owner would: the server renames or rewrites some of them.
+    fn write(&self, name: &str, content: &str) {
+        let path = self.data.join(name);
+        fs::write(&path, content).unwrap();
+        chown(path, Some(OWNER_ID), Some(OWNER_ID)).unwrap();
     }
 
     pub fn socket_dir(&self) -> PathBuf {
@@ -231,13 +234,13 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
+        // A server that was killed leaves its file behind, which still says "ready".
+        let pid_file = || fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
+        let stale = pid_file();
         self.running = Some(command.spawn().unwrap());
         self.wait("a server that is ready", || {
-            let pid_file = fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
-            matches!(
-                pid_file.lines().nth(7).map(str::trim),
-                Some("ready" | "standby")
-            )
+            let now = pid_file();
+            now != stale && matches!(now.lines().nth(7).map(str::trim), Some("ready" | "standby"))
         });
     }
 

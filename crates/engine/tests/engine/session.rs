@@ -1,0 +1,371 @@
+//! A task from dispatch to its end: the good way, and every kind of interruption.
+
+use crate::world::{at_ms, now, server_id};
+use lull_engine::failover::FailureClass;
+use lull_engine::ids::RestorePointId;
+use lull_engine::session::{
+    Action, Ending, FinalAccount, Hop, Ignored, Outcome, Owed, ProxyReport, RECOVERY_ATTEMPTS_MAX, RecoveryPart,
+    TaskEvent, TaskFailure, TaskState, Transition, advance, owed_after_finish,
+};
+use lull_engine::timeline::Step;
+use uuid::Uuid;
+
+/// Sends events to a task and keeps what came of them.
+struct Task {
+    state: TaskState,
+    last: Vec<Action>,
+    clock_ms: i64,
+}
+
+impl Task {
+    fn new() -> Self {
+        Self { state: TaskState::new(now()), last: Vec::new(), clock_ms: 0 }
+    }
+
+    fn dispatched() -> Self {
+        let mut task = Self::new();
+        task.send(dispatch(1));
+        task
+    }
+
+    /// Dispatched, and the proxy reported everything up to this step's beginning.
+    fn running(step: Step) -> Self {
+        let mut task = Self::dispatched();
+        for begun in Step::ALL.into_iter().filter(|begun| *begun <= step) {
+            task.report(ProxyReport::StepStarted { step: begun });
+            match begun {
+                Step::Snapshot => task.report(ProxyReport::Frozen { freeze_id: 7 }),
+                Step::Release => task.report(ProxyReport::Thawed { freeze_id: 7 }),
+                _ => {}
+            }
+        }
+        task
+    }
+
+    fn try_send(&mut self, event: &TaskEvent) -> Result<Transition, String> {
+        self.clock_ms += 1_000;
+        advance(&self.state, event, at_ms(self.clock_ms)).map_err(|error| error.to_string())
+    }
+
+    fn send(&mut self, event: TaskEvent) {
+        let transition = self.try_send(&event).expect("a legal event");
+        self.state = transition.state;
+        self.last = transition.actions;
+    }
+
+    fn epoch(&self) -> u64 {
+        match &self.state {
+            TaskState::Waiting { epoch, .. } => *epoch,
+            TaskState::Dispatched { hold } | TaskState::Running { hold, .. } | TaskState::Recovering { hold, .. } => {
+                hold.epoch
+            }
+            TaskState::Finished { .. } => 0,
+        }
+    }
+
+    fn report(&mut self, report: ProxyReport) {
+        let epoch = self.epoch();
+        self.send(TaskEvent::Report { epoch, report });
+    }
+
+    fn finish(&mut self, ending: Ending, account: FinalAccount) {
+        let owed = owed_after_finish(&self.state, &account);
+        self.report(ProxyReport::Finished { ending, owed });
+    }
+
+    fn recovered(&mut self) {
+        for event in
+            [TaskEvent::GuestRecovered { epoch: self.epoch() }, TaskEvent::HypervisorSwept { epoch: self.epoch() }]
+        {
+            self.send(event);
+        }
+    }
+
+    fn ending(&self) -> &Ending {
+        match &self.state {
+            TaskState::Finished { ending, .. } => ending,
+            other => panic!("the task is {}", other.name()),
+        }
+    }
+}
+
+fn dispatch(server: u128) -> TaskEvent {
+    TaskEvent::Dispatch { proxy: server_id(server), partial_file: Some("/repo/vm-1.qcow2".into()) }
+}
+
+fn failed(class: FailureClass) -> Ending {
+    Ending::Failed {
+        failure: TaskFailure {
+            step: Some(Step::Connect),
+            hop: Hop::ProxyToGuest,
+            cause: "no route to host 10.1.0.9.".into(),
+            remedy: "check the VM's address".into(),
+            class,
+        },
+    }
+}
+
+const CLEAN: FinalAccount = FinalAccount { guest_clean: true, hypervisor_clean: true };
+
+#[test]
+fn a_task_that_goes_well_ends_with_nothing_owed() {
+    let mut task = Task::running(Step::Receipt);
+    let epoch = task.epoch();
+    task.send(TaskEvent::RestorePointRecorded { epoch, restore_point: RestorePointId(Uuid::nil()) });
+    task.finish(Ending::Success, CLEAN);
+    assert_eq!(task.last, [Action::ForgiveProxy { proxy: server_id(1) }, Action::TaskClosed]);
+    assert_eq!(
+        task.state,
+        TaskState::Finished {
+            ending: Ending::Success,
+            at: at_ms(task.clock_ms),
+            still_owed: Owed::default(),
+            restore_point: Some(RestorePointId(Uuid::nil())),
+        }
+    );
+}
+
+#[test]
+fn at_dispatch_everything_is_owed_before_the_proxy_is_told() {
+    let task = Task::dispatched();
+    assert_eq!(task.last, [Action::SendTask { proxy: server_id(1), epoch: 1 }]);
+    assert_eq!(task.state.owed(), Owed::everything(Some("/repo/vm-1.qcow2".into())));
+}
+
+#[test]
+fn progress_clears_no_debt_but_evidence_does() {
+    let mut task = Task::running(Step::Thaw);
+    assert_eq!(task.state.owed(), Owed::everything(Some("/repo/vm-1.qcow2".into())));
+    task.report(ProxyReport::Thawed { freeze_id: 8 });
+    assert!(task.state.owed().frozen, "the thaw of another freeze proves nothing");
+    task.report(ProxyReport::Thawed { freeze_id: 7 });
+    assert!(!task.state.owed().frozen);
+    task.report(ProxyReport::ReceiptClean);
+    assert!(!task.state.owed().guest);
+    task.report(ProxyReport::Swept);
+    let left = Owed { partial_file: Some("/repo/vm-1.qcow2".into()), ..Owed::default() };
+    assert_eq!(task.state.owed(), left);
+    let epoch = task.epoch();
+    task.send(TaskEvent::RestorePointRecorded { epoch, restore_point: RestorePointId(Uuid::nil()) });
+    assert!(task.state.owed().is_empty());
+}
+
+#[test]
+fn a_clean_receipt_is_no_proof_of_a_thaw() {
+    let mut task = Task::running(Step::Snapshot);
+    task.report(ProxyReport::ReceiptClean);
+    assert!(task.state.owed().frozen);
+    task.finish(failed(FailureClass::Hypervisor), CLEAN);
+    assert_eq!(task.state.name(), "recovering");
+    assert_eq!(task.last, [Action::RecoverGuest { epoch: 2, last_proxy: server_id(1), after_ms: 0 }]);
+}
+
+#[test]
+fn a_restarted_server_thaws_and_sweeps_before_it_closes_the_task_with_the_truth() {
+    for step in Step::ALL {
+        let mut task = Task::running(step);
+        task.send(TaskEvent::ServerRestarted);
+        let frozen = step < Step::Release;
+        assert_eq!(task.state.owed().frozen, frozen, "at {step}");
+        assert_eq!(
+            task.last,
+            [
+                Action::RecoverGuest { epoch: 2, last_proxy: server_id(1), after_ms: 0 },
+                Action::SweepHypervisor { epoch: 2, partial_file: Some("/repo/vm-1.qcow2".into()), after_ms: 0 },
+            ]
+        );
+        task.recovered();
+        assert_eq!(task.last, [Action::TaskClosed]);
+        let Ending::Failed { failure } = task.ending() else { panic!("not failed") };
+        assert_eq!(
+            failure.to_string(),
+            format!(
+                "failed on the backup server (step {step}): the backup server stopped while the task was open; run the \
+                 job again"
+            )
+        );
+    }
+}
+
+#[test]
+fn a_restart_after_the_restore_point_was_recorded_does_not_lose_it() {
+    let mut task = Task::running(Step::Remove);
+    let restore_point = RestorePointId(Uuid::nil());
+    task.send(TaskEvent::RestorePointRecorded { epoch: 1, restore_point });
+    task.send(TaskEvent::ServerRestarted);
+    assert!(matches!(&task.last[1], Action::SweepHypervisor { partial_file: None, .. }), "the file stays");
+    task.recovered();
+    assert_eq!(task.ending().outcome(), Outcome::Warning);
+    assert!(matches!(task.state, TaskState::Finished { restore_point: Some(_), .. }));
+}
+
+#[test]
+fn a_restart_in_the_middle_of_a_recovery_begins_it_anew_under_its_own_number() {
+    let mut task = Task::running(Step::Freeze);
+    task.send(TaskEvent::ProxyLost { epoch: 1, cause: "silent".into() });
+    task.send(TaskEvent::ServerRestarted);
+    assert_eq!(task.epoch(), 3);
+    assert_eq!(task.last.len(), 2);
+    let late = task.try_send(&TaskEvent::GuestRecovered { epoch: 2 }).expect("harmless");
+    assert_eq!(late.ignored, Some(Ignored::StaleEpoch));
+    task.recovered();
+    assert_eq!(task.ending().outcome(), Outcome::Failed, "no proxy takes over after a restart");
+}
+
+#[test]
+fn a_lost_proxy_loses_the_task_to_the_next_one_after_the_guest_is_safe() {
+    let mut task = Task::running(Step::Copy);
+    task.send(TaskEvent::ProxyLost { epoch: 1, cause: "lin-1 is silent for 10 s".into() });
+    assert_eq!(
+        task.last[0],
+        Action::RememberFailure {
+            proxy: server_id(1),
+            class: FailureClass::ProxyLost,
+            cause: "lin-1 is silent for 10 s".into()
+        }
+    );
+    assert!(task.try_send(&dispatch(2)).expect_err("not yet").contains("debts are not paid"));
+    task.recovered();
+    assert_eq!(task.last, [Action::Requeue]);
+    let again = task.try_send(&dispatch(1)).expect_err("it had its turn");
+    assert!(again.contains("had its turn"), "{again}");
+    task.send(dispatch(2));
+    assert_eq!(task.last, [Action::SendTask { proxy: server_id(2), epoch: 3 }]);
+    // The first proxy comes back with its story.
+    let late = TaskEvent::Report {
+        epoch: 1,
+        report: ProxyReport::Finished { ending: Ending::Success, owed: Owed::default() },
+    };
+    let transition = task.try_send(&late).expect("harmless");
+    assert_eq!((transition.state, transition.ignored), (task.state.clone(), Some(Ignored::StaleEpoch)));
+}
+
+#[test]
+fn an_unreachable_guest_goes_to_the_next_proxy_at_once_since_nothing_was_done_there() {
+    let mut task = Task::running(Step::Connect);
+    task.finish(failed(FailureClass::GuestUnreachable), FinalAccount::default());
+    assert_eq!(task.state.name(), "waiting");
+    task.send(TaskEvent::NoProxy { cause: "it was tried in this task already".into() });
+    let Ending::Failed { failure } = task.ending() else { panic!("not failed") };
+    assert_eq!(
+        failure.to_string(),
+        "failed between proxy and guest (step connect): no route to host 10.1.0.9; check the VM's address"
+    );
+}
+
+#[test]
+fn a_task_that_never_reached_its_proxy_owes_nothing() {
+    let mut task = Task::dispatched();
+    task.send(TaskEvent::NotDelivered { epoch: 1, cause: "connection refused".into() });
+    assert_eq!(task.state.name(), "waiting");
+    let mut running = Task::running(Step::Connect);
+    let event = TaskEvent::NotDelivered { epoch: 1, cause: "connection refused".into() };
+    assert!(running.try_send(&event).is_err(), "the proxy has it");
+}
+
+#[test]
+fn a_refused_credential_ends_the_task_and_rests() {
+    let mut task = Task::running(Step::Connect);
+    task.finish(failed(FailureClass::RefusedCredential), FinalAccount::default());
+    assert_eq!(task.last, [Action::RestCredential { cause: "no route to host 10.1.0.9.".into() }, Action::TaskClosed]);
+    assert_eq!(task.ending().outcome(), Outcome::Failed);
+}
+
+#[test]
+fn cancelling_waits_for_the_proxy_to_leave_the_guest_as_it_was() {
+    let mut waiting = Task::new();
+    waiting.send(TaskEvent::CancelRequested);
+    assert_eq!(waiting.ending(), &Ending::Cancelled);
+
+    for step in Step::ALL {
+        let mut task = Task::running(step);
+        task.send(TaskEvent::CancelRequested);
+        assert_eq!(task.last, [Action::CancelOnProxy { proxy: server_id(1), epoch: 1 }]);
+        let twice = task.try_send(&TaskEvent::CancelRequested).expect("harmless");
+        assert_eq!((twice.actions, twice.ignored), (Vec::new(), Some(Ignored::Duplicate)));
+        task.report(ProxyReport::Thawed { freeze_id: 7 });
+        task.finish(Ending::Cancelled, CLEAN);
+        assert_eq!(task.ending(), &Ending::Cancelled, "at {step}");
+    }
+}
+
+#[test]
+fn a_cancelled_task_whose_proxy_is_lost_does_not_go_to_another() {
+    let mut task = Task::running(Step::Copy);
+    task.send(TaskEvent::CancelRequested);
+    task.send(TaskEvent::ProxyLost { epoch: 1, cause: "silent".into() });
+    task.recovered();
+    assert_eq!(task.ending(), &Ending::Cancelled);
+
+    let mut task = Task::running(Step::Copy);
+    task.send(TaskEvent::ProxyLost { epoch: 1, cause: "silent".into() });
+    task.send(TaskEvent::CancelRequested);
+    task.recovered();
+    assert_eq!(task.ending(), &Ending::Cancelled);
+}
+
+#[test]
+fn a_success_that_left_something_is_a_warning_once_sweeping_was_given_up() {
+    let mut task = Task::running(Step::Receipt);
+    task.finish(Ending::Success, FinalAccount { guest_clean: false, hypervisor_clean: true });
+    let mut waits = Vec::new();
+    for _ in 0..RECOVERY_ATTEMPTS_MAX {
+        let epoch = task.epoch();
+        task.send(TaskEvent::RecoveryFailed { epoch, part: RecoveryPart::Guest, cause: "no route".into() });
+        waits.extend(task.last.iter().filter_map(|action| match action {
+            Action::RecoverGuest { after_ms, .. } => Some(*after_ms),
+            _ => None,
+        }));
+    }
+    assert_eq!(waits, [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000, 60_000]);
+    assert_eq!(
+        task.ending(),
+        &Ending::Warning {
+            messages: vec!["the guest may still hold the runtime component; the next task on this VM sweeps it".into()]
+        }
+    );
+    assert!(task.state.owed().guest, "what is left stays recorded");
+}
+
+#[test]
+fn no_other_proxy_begins_where_the_last_ones_traces_could_not_be_undone() {
+    let mut task = Task::running(Step::Freeze);
+    task.send(TaskEvent::ProxyLost { epoch: 1, cause: "silent".into() });
+    task.send(TaskEvent::HypervisorSwept { epoch: 2 });
+    for _ in 0..RECOVERY_ATTEMPTS_MAX {
+        task.send(TaskEvent::RecoveryFailed { epoch: 2, part: RecoveryPart::Guest, cause: "no route".into() });
+    }
+    assert_eq!(task.ending().outcome(), Outcome::Failed);
+    let owed = task.state.owed();
+    assert_eq!(owed.to_string(), "the guest may still be frozen, the guest may still hold the runtime component");
+}
+
+#[test]
+fn an_event_that_contradicts_the_state_is_a_bug_and_named() {
+    let mut task = Task::dispatched();
+    for (event, expected) in [
+        (dispatch(2), "a dispatched task cannot take this event: a proxy holds it"),
+        (
+            TaskEvent::Report { epoch: 9, report: ProxyReport::Accepted },
+            "a dispatched task cannot take this event: it belongs to dispatch or recovery 9, and the last one was 1",
+        ),
+        (TaskEvent::GuestRecovered { epoch: 1 }, "a dispatched task cannot take this event: no recovery was asked for"),
+    ] {
+        assert_eq!(task.try_send(&event).expect_err("illegal"), expected);
+    }
+}
+
+#[test]
+fn a_failure_is_one_printable_sentence_whatever_the_guest_said() {
+    let failure = TaskFailure {
+        step: None,
+        hop: Hop::Elevation,
+        cause: "sudo said:\n  \u{1b}[31mSorry, user\tlull may not run.  ".into(),
+        remedy: "allow it in /etc/sudoers;".into(),
+        class: FailureClass::RefusedCredential,
+    };
+    assert_eq!(
+        failure.to_string(),
+        "failed at the elevation in the guest: sudo said: [31mSorry, user lull may not run; allow it in /etc/sudoers"
+    );
+}

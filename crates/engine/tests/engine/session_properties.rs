@@ -1,0 +1,230 @@
+//! Properties of the task state machine under any sequence of events: lost, late, doubled, out of order.
+
+use crate::world::{at_ms, now, server_id};
+use lull_engine::failover::FailureClass;
+use lull_engine::ids::RestorePointId;
+use lull_engine::session::{
+    Action, Ending, Hop, Ignored, Owed, ProxyReport, RECOVERY_ATTEMPTS_MAX, RecoveryPart, TaskEvent, TaskFailure,
+    TaskState, advance,
+};
+use lull_engine::timeline::Step;
+use proptest::prelude::*;
+use proptest::sample::select;
+use uuid::Uuid;
+
+fn any_class() -> impl Strategy<Value = FailureClass> {
+    select(vec![
+        FailureClass::RefusedCredential,
+        FailureClass::GuestUnreachable,
+        FailureClass::GuestSide,
+        FailureClass::Hypervisor,
+        FailureClass::Repository,
+    ])
+}
+
+fn any_ending() -> impl Strategy<Value = Ending> {
+    prop_oneof![
+        Just(Ending::Success),
+        Just(Ending::Warning { messages: vec!["look".into()] }),
+        Just(Ending::Cancelled),
+        any_class().prop_map(|class| Ending::Failed {
+            failure: TaskFailure { step: None, hop: Hop::Runtime, cause: "c".into(), remedy: "r".into(), class }
+        }),
+    ]
+}
+
+fn any_owed() -> impl Strategy<Value = Owed> {
+    (any::<[bool; 3]>(), prop::option::of(Just("f".to_owned()))).prop_map(|([guest, frozen, hypervisor], file)| Owed {
+        guest,
+        frozen,
+        hypervisor,
+        partial_file: file,
+    })
+}
+
+fn any_report() -> impl Strategy<Value = ProxyReport> {
+    prop_oneof![
+        Just(ProxyReport::Accepted),
+        select(Step::ALL.to_vec()).prop_map(|step| ProxyReport::StepStarted { step }),
+        select(Step::ALL.to_vec()).prop_map(|step| ProxyReport::StepEnded { step }),
+        (1u64..3).prop_map(|freeze_id| ProxyReport::Frozen { freeze_id }),
+        (1u64..3).prop_map(|freeze_id| ProxyReport::Thawed { freeze_id }),
+        Just(ProxyReport::FileStarted { path: "f".into() }),
+        Just(ProxyReport::Swept),
+        Just(ProxyReport::ReceiptClean),
+        (any_ending(), any_owed()).prop_map(|(ending, owed)| ProxyReport::Finished { ending, owed }),
+    ]
+}
+
+/// An event whose epoch is relative to the task's: 0 is the present one, 1 the one before.
+fn any_event() -> impl Strategy<Value = (u64, TaskEvent)> {
+    let part = select(vec![RecoveryPart::Guest, RecoveryPart::Hypervisor]);
+    let event = prop_oneof![
+        3 => (0u128..4).prop_map(|n| TaskEvent::Dispatch { proxy: server_id(n), partial_file: Some("f".into()) }),
+        8 => any_report().prop_map(|report| TaskEvent::Report { epoch: 0, report }),
+        1 => Just(TaskEvent::NoProxy { cause: "none".into() }),
+        1 => Just(TaskEvent::NotDelivered { epoch: 0, cause: "refused".into() }),
+        1 => Just(TaskEvent::RestorePointRecorded { epoch: 0, restore_point: RestorePointId(Uuid::nil()) }),
+        1 => Just(TaskEvent::ProxyLost { epoch: 0, cause: "silent".into() }),
+        1 => Just(TaskEvent::CancelRequested),
+        1 => Just(TaskEvent::ServerRestarted),
+        2 => Just(TaskEvent::GuestRecovered { epoch: 0 }),
+        2 => Just(TaskEvent::HypervisorSwept { epoch: 0 }),
+        3 => part.prop_map(|part| TaskEvent::RecoveryFailed { epoch: 0, part, cause: "no".into() }),
+    ];
+    (prop_oneof![4 => Just(0u64), 1 => Just(1u64)], event)
+}
+
+fn epoch_of(state: &TaskState) -> u64 {
+    match state {
+        TaskState::Waiting { epoch, .. } => *epoch,
+        TaskState::Dispatched { hold } | TaskState::Running { hold, .. } | TaskState::Recovering { hold, .. } => {
+            hold.epoch
+        }
+        TaskState::Finished { .. } => 0,
+    }
+}
+
+fn with_epoch(event: &TaskEvent, number: u64) -> TaskEvent {
+    let mut event = event.clone();
+    match &mut event {
+        TaskEvent::NotDelivered { epoch, .. }
+        | TaskEvent::Report { epoch, .. }
+        | TaskEvent::RestorePointRecorded { epoch, .. }
+        | TaskEvent::ProxyLost { epoch, .. }
+        | TaskEvent::GuestRecovered { epoch }
+        | TaskEvent::HypervisorSwept { epoch }
+        | TaskEvent::RecoveryFailed { epoch, .. } => *epoch = number,
+        _ => {}
+    }
+    event
+}
+
+/// Whether this event is evidence that clears debts, so that `owed` may shrink.
+fn is_evidence(event: &TaskEvent) -> bool {
+    matches!(
+        event,
+        TaskEvent::NotDelivered { .. }
+            | TaskEvent::RestorePointRecorded { .. }
+            | TaskEvent::GuestRecovered { .. }
+            | TaskEvent::HypervisorSwept { .. }
+            | TaskEvent::Report {
+                report: ProxyReport::Thawed { .. }
+                    | ProxyReport::Swept
+                    | ProxyReport::ReceiptClean
+                    | ProxyReport::Finished { .. },
+                ..
+            }
+    )
+}
+
+fn covers(more: &Owed, less: &Owed) -> bool {
+    (more.guest || !less.guest)
+        && (more.frozen || !less.frozen)
+        && (more.hypervisor || !less.hypervisor)
+        && (more.partial_file.is_some() || less.partial_file.is_none())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+    #[test]
+    fn no_sequence_of_events_breaks_a_task(events in prop::collection::vec(any_event(), 1..60)) {
+        let mut state = TaskState::new(now());
+        let mut epochs_issued = Vec::new();
+        for (index, (behind, event)) in events.iter().enumerate() {
+            let event = with_epoch(event, epoch_of(&state).saturating_sub(*behind));
+            let at = at_ms(index as i64);
+            let Ok(transition) = advance(&state, &event, at) else { continue };
+            let before = state.owed();
+            let after = transition.state.owed();
+
+            // Debts go only by evidence, and a task is never dispatched while it owes anything.
+            if !is_evidence(&event) {
+                prop_assert!(covers(&after, &before), "{event:?}: {before:?} -> {after:?}");
+            }
+            if matches!(transition.state, TaskState::Waiting { .. }) {
+                prop_assert!(after.is_empty());
+            }
+            // Whatever is owed is being paid, held by a proxy, or recorded at the end.
+            if let TaskState::Recovering { .. } = transition.state {
+                prop_assert!(!after.is_empty());
+            }
+            if let TaskState::Finished { ending: Ending::Success, .. } = transition.state {
+                prop_assert!(after.is_empty(), "a success owes nothing");
+            }
+
+            // Ignored means ignored.
+            if transition.ignored.is_some() {
+                prop_assert_eq!(&transition.state, &state);
+                prop_assert!(transition.actions.is_empty());
+            }
+            // Every number is issued once, so that nobody is mistaken for somebody else.
+            for action in &transition.actions {
+                if let Action::SendTask { epoch, .. } = action {
+                    prop_assert!(!epochs_issued.contains(epoch), "epoch {epoch} twice");
+                    epochs_issued.push(*epoch);
+                }
+            }
+            let over = matches!(transition.state, TaskState::Finished { .. });
+            prop_assert!(over || epoch_of(&transition.state) >= epoch_of(&state));
+            // The end is the end.
+            if let TaskState::Finished { .. } = state {
+                prop_assert_eq!(transition.ignored, Some(Ignored::AfterEnd));
+            }
+            prop_assert_eq!(
+                transition.actions.contains(&Action::TaskClosed),
+                over && !matches!(state, TaskState::Finished { .. })
+            );
+
+            // An event that is delivered twice does nothing more, except that attempts are counted and cancelled
+            // restarts restart.
+            let counted = matches!(event, TaskEvent::RecoveryFailed { .. } | TaskEvent::ServerRestarted);
+            if !counted
+                && let Ok(again) = advance(&transition.state, &event, at)
+            {
+                prop_assert_eq!(&again.state, &transition.state, "{:?} twice", event);
+                prop_assert!(again.actions.is_empty());
+            }
+
+            let text = serde_json::to_string(&transition).expect("JSON");
+            prop_assert_eq!(&serde_json::from_str::<lull_engine::session::Transition>(&text).expect("the same"), &transition);
+            state = transition.state;
+        }
+    }
+
+    #[test]
+    fn a_restart_always_leads_to_an_end(events in prop::collection::vec(any_event(), 0..30), luck in any::<[bool; 2]>()) {
+        let mut state = TaskState::new(now());
+        for (_, event) in &events {
+            let event = with_epoch(event, epoch_of(&state));
+            if let Ok(transition) = advance(&state, &event, now()) {
+                state = transition.state;
+            }
+        }
+        let mut pending = Vec::new();
+        let restarted = advance(&state, &TaskEvent::ServerRestarted, now()).expect("always legal");
+        state = restarted.state;
+        pending.extend(restarted.actions);
+        let mut turns = 0;
+        while let Some(action) = pending.pop() {
+            turns += 1;
+            prop_assert!(turns <= 4 * RECOVERY_ATTEMPTS_MAX, "no end in sight");
+            let event = match action {
+                Action::RecoverGuest { epoch, .. } if luck[0] => TaskEvent::GuestRecovered { epoch },
+                Action::RecoverGuest { epoch, .. } => {
+                    TaskEvent::RecoveryFailed { epoch, part: RecoveryPart::Guest, cause: "no".into() }
+                }
+                Action::SweepHypervisor { epoch, .. } if luck[1] => TaskEvent::HypervisorSwept { epoch },
+                Action::SweepHypervisor { epoch, .. } => {
+                    TaskEvent::RecoveryFailed { epoch, part: RecoveryPart::Hypervisor, cause: "no".into() }
+                }
+                _ => continue,
+            };
+            let transition = advance(&state, &event, now()).expect("an answer to an action is legal");
+            state = transition.state;
+            pending.extend(transition.actions);
+        }
+        prop_assert!(matches!(state, TaskState::Finished { .. }), "stuck in {}", state.name());
+    }
+}

@@ -1,0 +1,51 @@
+//! `lull repository`: folders that backups are written to.
+
+use super::host::absolute;
+use super::removed;
+use crate::calls;
+use crate::exit::Exit;
+use crate::render::infrastructure;
+use crate::screen::Screen;
+use crate::trouble::Result;
+use clap::Subcommand;
+use lull_api::Client;
+use lull_api::infrastructure::NewRepository;
+use std::path::PathBuf;
+
+/// What can be done with repositories.
+#[derive(Debug, Subcommand)]
+pub enum RepositoryCommand {
+    /// Add a folder that the hypervisor can write to.
+    #[command(after_help = "Example:\n  lull repository add local /srv/backup")]
+    Add {
+        /// Name of the repository, unique.
+        name: String,
+        /// The folder.
+        path: PathBuf,
+    },
+    /// List the repositories with their free space.
+    List,
+    /// Remove a repository that no job needs any more; its files stay.
+    Remove {
+        /// Name of the repository.
+        name: String,
+    },
+}
+
+/// Runs it.
+pub async fn run(client: Client, screen: &Screen, command: RepositoryCommand) -> Result<Exit> {
+    match command {
+        RepositoryCommand::Add { name, path } => {
+            let repository = NewRepository { name, path: absolute(&path)? };
+            screen.show(&calls::add_repository(&client, &repository).await?, infrastructure::repository)?;
+        }
+        RepositoryCommand::List => {
+            screen.show(&calls::repositories(&client).await?, |all, look| infrastructure::repositories(all, look))?;
+        }
+        RepositoryCommand::Remove { name } => {
+            calls::remove_repository(&client, &name).await?;
+            return removed(screen, "repository", &name);
+        }
+    }
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,296 @@
+//! Each command sends the call it should, and shows the answer as text and as one JSON document.
+
+use crate::fake::Fake;
+use crate::run::{document, run};
+use crate::samples::{explanation, finished, vm};
+use lull_api::infrastructure::{Finding, Host, Proxy, Repository, RestorePoint, ServerStatus, Verification};
+use lull_api::job::{GuestSettings, Job, SavedJob};
+use serde::Serialize;
+use serde_json::json;
+use uuid::Uuid;
+
+/// The command makes this call with this body; its answer is shown, as text that contains `text`, and as JSON.
+fn check(args: &[&str], call: &str, body: serde_json::Value, answer: &impl Serialize, text: &str) {
+    let fake = Fake::start();
+    fake.script.answer(call, answer);
+    let output = run(&fake, args);
+    assert_eq!(output.code, 0, "{args:?} {output:?}");
+    assert!(output.stdout.contains(text), "{args:?}: {}", output.stdout);
+    let requests = fake.script.requests();
+    assert_eq!((requests[0].call.as_str(), &requests[0].body), (call, &body), "{args:?}");
+    let output = run(&fake, &[args, &["--json"]].concat());
+    assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{args:?}");
+    assert_eq!(document(&output.stdout), serde_json::to_value(answer).unwrap(), "{args:?}");
+}
+
+/// The command deletes this object, and says so.
+fn check_removal(args: &[&str], call: &str) {
+    let fake = Fake::start();
+    fake.script.answer_with(call, 204, &());
+    let output = run(&fake, args);
+    assert_eq!(output.code, 0, "{args:?} {output:?}");
+    assert!(output.stdout.starts_with("Removed "), "{output:?}");
+    assert_eq!(document(&run(&fake, &[args, &["--json"]].concat()).stdout), json!({"removed": args[2]}));
+    assert_eq!(fake.script.requests_of(call).len(), 2);
+}
+
+fn host() -> Host {
+    Host {
+        id: Uuid::nil(),
+        name: "here".into(),
+        kind: "qemu".into(),
+        qemu_dir: "/run/vms".into(),
+        fleecing_dir: "/var/fleecing".into(),
+        vms: 2,
+        problem: None,
+    }
+}
+
+fn job() -> Job {
+    Job {
+        id: Uuid::nil(),
+        name: "nightly".into(),
+        vms: vec!["shop".into()],
+        repository: "local".into(),
+        guest: GuestSettings { application_aware: Some("try".into()), ..GuestSettings::default() },
+        last_session: Some(12),
+        last_result: Some("success".into()),
+    }
+}
+
+fn point() -> RestorePoint {
+    RestorePoint {
+        id: Uuid::from_u128(9),
+        vm: "shop".into(),
+        job: Some("nightly".into()),
+        session: 12,
+        repository: "local".into(),
+        created_at: "2026-03-01T12:00:00Z".into(),
+        kind: "full".into(),
+        level: "application".into(),
+        level_reasons: vec!["/boot/efi was synced, not frozen".into()],
+        directory: "/srv/backup/shop".into(),
+        disks: vec!["disk0.qcow2".into()],
+        bytes: 3 << 30,
+        verified: None,
+    }
+}
+
+#[test]
+fn hosts() {
+    check(
+        &["host", "add", "here", "--qemu", "/run/vms", "--fleecing", "/var/fleecing"],
+        "POST /hosts",
+        json!({"name": "here", "qemu_dir": "/run/vms", "fleecing_dir": "/var/fleecing"}),
+        &host(),
+        "sockets   /run/vms",
+    );
+    check(&["host", "list"], "GET /hosts", json!(null), &[host()], "here  qemu  2    /run/vms");
+    check(&["host", "rescan", "here"], "POST /hosts/here/rescan", json!(null), &host(), "vms       2");
+    check_removal(&["host", "remove", "here"], "DELETE /hosts/here");
+}
+
+#[test]
+fn relative_paths_become_absolute_here_since_the_server_is_elsewhere() {
+    let fake = Fake::start();
+    fake.script.answer("POST /repositories", &repository());
+    let mut command = crate::run::lull(&fake);
+    let output = command.current_dir(fake.folder()).args(["repository", "add", "local", "./backup"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let folder = fake.folder().canonicalize().unwrap();
+    assert_eq!(fake.script.requests()[0].body["path"], json!(folder.join("backup")));
+}
+
+#[test]
+fn vms() {
+    check(&["vm", "list"], "GET /vms", json!(null), &[vm()], "shop  here  running  linux  10.0.0.5");
+    check(&["vm", "show", "here/shop"], "GET /vms/here%2Fshop", json!(null), &vm(), "host key    SHA256:aaa");
+    check(
+        &["vm", "set", "shop", "--address", "10.0.0.5,fd00::5", "--connect", "127.0.0.1:2222", "--credential", ""],
+        "PATCH /vms/shop",
+        json!({"addresses": ["10.0.0.5", "fd00::5"], "connect": "127.0.0.1:2222", "credential": "", "guest_os": null}),
+        &vm(),
+        "credential  root-key",
+    );
+    let fingerprint = format!("SHA256:{}", "b".repeat(43));
+    check(
+        &["vm", "accept-host-key", "shop", "--fingerprint", &fingerprint],
+        "POST /vms/shop/accept-host-key",
+        json!({"fingerprint": fingerprint}),
+        &vm(),
+        "host key",
+    );
+}
+
+fn repository() -> Repository {
+    Repository {
+        id: Uuid::nil(),
+        name: "local".into(),
+        path: "/srv/backup".into(),
+        free_bytes: Some(5 << 40),
+        restore_points: 3,
+        problem: None,
+    }
+}
+
+#[test]
+fn repositories() {
+    check(
+        &["repository", "add", "local", "/srv/backup"],
+        "POST /repositories",
+        json!({"name": "local", "path": "/srv/backup"}),
+        &repository(),
+        "free            5.0 TiB",
+    );
+    check(
+        &["repository", "list"],
+        "GET /repositories",
+        json!(null),
+        &[repository()],
+        "local       /srv/backup  5.0 TiB",
+    );
+    check_removal(&["repository", "remove", "local"], "DELETE /repositories/local");
+}
+
+#[test]
+fn jobs() {
+    let saved = SavedJob { job: job(), warnings: vec!["shop has no credential".into()] };
+    let fake = Fake::start();
+    fake.script.answer_with("POST /jobs", 201, &saved);
+    let script = fake.folder().join("pre");
+    std::fs::write(&script, "#!/bin/sh\nsync\n").unwrap();
+    let script = script.to_str().unwrap();
+    let args = ["job", "create", "nightly", "--vm", "shop", "--repository", "local", "--lease=3s", "--prefer=a,b"];
+    let output = run(&fake, &[&args[..], &["--pre-freeze-script", script, "--copy-limit=10MiB"]].concat());
+    assert_eq!(output.code, 0, "{output:?}");
+    assert_eq!(output.stderr, "warning: shop has no credential\n");
+    assert!(output.stdout.contains("application-aware  try"), "{output:?}");
+    assert_eq!(
+        fake.script.requests()[0].body,
+        json!({"name": "nightly", "vms": ["shop"], "repository": "local", "guest": {
+            "lease_ms": 3000, "pre_freeze_script": "#!/bin/sh\nsync\n", "guest_interaction_proxy": "prefer",
+            "preferred_servers": ["a", "b"], "copy_limit_bytes_per_s": 10 << 20}})
+    );
+    fake.script.answer("PATCH /jobs/nightly", &saved);
+    let output = run(&fake, &["job", "edit", "nightly", "--application-aware", "try", "--json"]);
+    assert_eq!(document(&output.stdout)["warnings"], json!(["shop has no credential"]));
+    assert_eq!(
+        fake.script.requests_of("PATCH")[0].body,
+        json!({"name": null, "vms": null, "repository": null, "guest": {"application_aware": "try"}})
+    );
+    check(&["job", "show", "nightly"], "GET /jobs/nightly", json!(null), &job(), "last session       12, success");
+    check(&["job", "list"], "GET /jobs", json!(null), &[job()], "nightly  shop  local");
+    check_removal(&["job", "remove", "nightly"], "DELETE /jobs/nightly");
+}
+
+#[test]
+fn cancelling_a_job_cancels_its_newest_session() {
+    let fake = Fake::start();
+    fake.script.answer("GET /jobs/nightly", &job());
+    fake.script.answer("POST /sessions/12/cancel", &finished("backup", "cancelled"));
+    let output = run(&fake, &["job", "cancel", "nightly"]);
+    assert_eq!(output.code, 0, "{output:?}");
+    assert!(output.stdout.contains("Session 12  backup of job nightly  cancelled"), "{output:?}");
+    fake.script.answer("GET /jobs/nightly", &Job { last_session: None, last_result: None, ..job() });
+    let output = run(&fake, &["job", "cancel", "nightly"]);
+    assert_eq!(output.code, 3);
+    assert!(output.stderr.contains("the job nightly never ran"), "{output:?}");
+}
+
+#[test]
+fn sessions() {
+    let session = finished("backup", "success");
+    check(
+        &["session", "list", "--job", "night ly", "--limit", "5"],
+        "GET /sessions?limit=5&job=night%20ly",
+        json!(null),
+        &[&session.summary],
+        "12       success  backup of job nightly",
+    );
+    check(&["session", "show", "12"], "GET /sessions/12", json!(null), &session, "├─ ✓ freeze             2.1 ms");
+    check(&["session", "show", "12", "--why"], "GET /sessions/12", json!(null), &session, "✓ backup-server  tier 4");
+    check(&["session", "cancel", "12"], "POST /sessions/12/cancel", json!(null), &session, "Session 12");
+}
+
+#[test]
+fn restore_points() {
+    let id = point().id.to_string();
+    let call = format!("GET /restore-points/{id}");
+    check(&["restore-point", "list"], "GET /restore-points", json!(null), &[point()], "application  full");
+    check(
+        &["restore-point", "list", "--vm", "shop"],
+        "GET /restore-points?vm=shop",
+        json!(null),
+        &[point()],
+        "3.0 GiB",
+    );
+    check(&["restore-point", "show", &id], &call, json!(null), &point(), "/boot/efi was synced, not frozen");
+    let call = format!("POST /restore-points/{id}/verify");
+    let sound = Verification { ok: true, findings: vec!["disk0.qcow2: no errors".into()] };
+    check(&["restore-point", "verify", &id], &call, json!(null), &sound, "sound\n  disk0.qcow2: no errors");
+    check_removal(&["restore-point", "remove", &id], &format!("DELETE /restore-points/{id}"));
+    let fake = Fake::start();
+    fake.script.answer(&call, &Verification { ok: false, findings: vec![] });
+    assert_eq!(run(&fake, &["restore-point", "verify", &id]).code, 1);
+}
+
+#[test]
+fn proxies() {
+    let proxy = Proxy {
+        id: Uuid::nil(),
+        name: "backup-server".into(),
+        platform: "linux".into(),
+        is_backup_server: true,
+        state: "online".into(),
+        version: "0.1.0".into(),
+        networks: vec!["10.0.0.0/24".into()],
+        channels: vec!["ssh".into()],
+        slots: 2,
+        running_tasks: 1,
+    };
+    check(&["proxy", "list"], "GET /proxies", json!(null), &[proxy], "(backup server)  online  1 of 2");
+    let text = "shop would be served by backup-server, tier 4";
+    check(&["proxy", "explain", "shop"], "GET /vms/shop/proxy-explain", json!(null), &explanation(), text);
+    let call = "GET /vms/shop/proxy-explain?job=nightly";
+    check(&["proxy", "explain", "shop", "--job", "nightly"], call, json!(null), &explanation(), text);
+}
+
+#[test]
+fn the_doctor_looks_here_and_there() {
+    let fake = Fake::start();
+    let status = ServerStatus {
+        version: env!("CARGO_PKG_VERSION").into(),
+        started_at: "2026-03-01T12:00:00Z".into(),
+        state_dir: "/var/lib/lull".into(),
+        running_tasks: 0,
+    };
+    fake.script.answer("GET /status", &status);
+    let finding = Finding {
+        subject: "repository local".into(),
+        state: "error".into(),
+        text: "is full".into(),
+        remedy: Some("free some space".into()),
+    };
+    fake.script.answer("GET /doctor", &[finding]);
+    let output = run(&fake, &["doctor"]);
+    assert_eq!(output.code, 1, "{output:?}");
+    assert!(output.stdout.contains("✗ repository local: is full\n    do: free some space\n"), "{output:?}");
+    assert!(output.stdout.contains(&format!("✓ server: {}", fake.url)), "{output:?}");
+    assert!(output.stdout.contains("✗ token: "), "the fake's token file is readable by all: {output:?}");
+    let output = run(&fake, &["doctor", "--json", "--server", "http://127.0.0.1:1"]);
+    assert_eq!(output.code, 1);
+    let findings = document(&output.stdout);
+    let server = findings.as_array().unwrap().iter().find(|finding| finding["subject"] == "server").unwrap();
+    assert!(server["text"].as_str().unwrap().contains("no answer from the backup server at http://127.0.0.1:1"));
+}
+
+#[test]
+fn completions_know_the_commands() {
+    let fake = Fake::start();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(&fake, &["completions", shell]);
+        assert_eq!(output.code, 0);
+        assert!(output.stdout.contains("restore-point"), "{shell}");
+    }
+    assert!(run(&fake, &["--version"]).stdout.starts_with("lull "));
+}

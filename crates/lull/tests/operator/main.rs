@@ -1,0 +1,10 @@
+//! The commands end to end: the real binary against a fake server that speaks HTTP and records what it is asked.
+
+mod commands;
+mod fake;
+mod follow;
+mod quiesce;
+mod run;
+mod samples;
+mod secrets;
+mod trouble;

@@ -1,0 +1,197 @@
+//! A deployed component in a test host, and the proxy's side of its channel.
+
+use crate::bed::{self, Bed};
+use lull_guest_wire::*;
+use lull_runtime::kernel;
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Longest wait for any answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+static DEPLOYMENTS: AtomicU32 = AtomicU32::new(0);
+
+pub struct Component {
+    pub process: Child,
+    pub hello: Hello,
+    to: Option<File>,
+    from: Receiver<FromRuntime>,
+    reader: Option<(JoinHandle<()>, Arc<AtomicBool>)>,
+    next_id: u32,
+    pub notes: Vec<String>,
+}
+
+/// Puts the component into the host as a proxy would.
+pub fn deploy(bed: &Bed) -> String {
+    let folder = format!("/run/lull-{:06}", DEPLOYMENTS.fetch_add(1, Ordering::SeqCst));
+    let outside = bed.path(&folder);
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::set_permissions(&outside, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let file = outside.join("lull-runtime");
+    std::fs::copy(bed::component(), &file).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o700)).unwrap();
+    format!("{folder}/lull-runtime")
+}
+
+/// The arguments that keep this machine's own file systems out of every plan.
+pub fn serve_arguments() -> Vec<String> {
+    let machine = bed::machine_superblocks();
+    let guards = machine.iter().flat_map(|superblock| ["--never-freeze".to_string(), superblock.to_string()]);
+    std::iter::once("serve".to_string()).chain(guards).collect()
+}
+
+impl Component {
+    pub fn start(bed: &Bed) -> Component {
+        let path = deploy(bed);
+        let mut command = bed.command(&path);
+        command.args(serve_arguments());
+        Component::over_pipes(command)
+    }
+
+    pub fn over_pipes(mut command: std::process::Command) -> Component {
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (to, from) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
+        Component::over(process, to.into(), from.into())
+    }
+
+    pub fn over(process: Child, to: OwnedFd, from: OwnedFd) -> Component {
+        let (send, receive) = channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let reader = std::thread::spawn({
+            let stop = stop.clone();
+            move || read_messages(from.into(), &send, &stop)
+        });
+        let FromRuntime::Hello(hello) = receive.recv_timeout(ANSWER_WITHIN).expect("no hello") else {
+            panic!("no hello")
+        };
+        let reader = Some((reader, stop));
+        Component { process, hello, to: Some(to.into()), from: receive, reader, next_id: 1, notes: Vec::new() }
+    }
+
+    /// Closes the proxy's receiving end.
+    pub fn drop_output(&mut self) {
+        let (reader, stop) = self.reader.take().unwrap();
+        stop.store(true, Ordering::SeqCst);
+        reader.join().unwrap();
+    }
+
+    pub fn send(&mut self, command: Command) -> u32 {
+        let id = self.next_id;
+        self.next_id += 1;
+        frame::write(self.to.as_mut().expect("channel cut"), &ToRuntime { id, command }).unwrap();
+        id
+    }
+
+    pub fn answer_to(&mut self, wanted: u32) -> Result<Answer, Refusal> {
+        loop {
+            match self.from.recv_timeout(ANSWER_WITHIN).expect("no answer in time") {
+                FromRuntime::Reply { id, result } if id == wanted => return result,
+                FromRuntime::Reply { id, result } => panic!("answer to {id} while waiting for {wanted}: {result:?}"),
+                FromRuntime::Event(Event::Note(note)) => self.notes.push(note),
+                FromRuntime::Hello(_) => panic!("a second hello"),
+            }
+        }
+    }
+
+    pub fn ask(&mut self, command: Command) -> Result<Answer, Refusal> {
+        let id = self.send(command);
+        self.answer_to(id)
+    }
+
+    pub fn arm(&mut self, freeze: u64, lease_ms: u64, budget_ms: u64) -> Armed {
+        let order = ArmOrder {
+            freeze: FreezeId(freeze),
+            lease: Lease { lease_ms, budget_ms },
+            exclude_mount_points: Vec::new(),
+        };
+        match self.ask(Command::Arm(order)) {
+            Ok(Answer::Armed(armed)) => armed,
+            other => panic!("not armed: {other:?}"),
+        }
+    }
+
+    pub fn freeze(&mut self, freeze: u64) -> Frozen {
+        match self.ask(Command::Freeze(FreezeId(freeze))) {
+            Ok(Answer::Frozen(frozen)) => frozen,
+            other => panic!("not frozen: {other:?}"),
+        }
+    }
+
+    pub fn thaw(&mut self, freeze: u64) -> Thawed {
+        match self.ask(Command::Thaw(FreezeId(freeze))) {
+            Ok(Answer::Thawed(thawed)) => thawed,
+            other => panic!("not thawed: {other:?}"),
+        }
+    }
+
+    pub fn renew(&mut self, freeze: u64) -> Result<Answer, Refusal> {
+        self.ask(Command::Renew(FreezeId(freeze)))
+    }
+
+    pub fn status(&mut self) -> Status {
+        match self.ask(Command::Status) {
+            Ok(Answer::Status(status)) => status,
+            other => panic!("no status: {other:?}"),
+        }
+    }
+
+    pub fn bye(mut self) {
+        assert_eq!(self.ask(Command::Bye), Ok(Answer::Done));
+        assert!(self.process.wait().unwrap().success());
+    }
+
+    /// Closes the proxy's sending side.
+    pub fn cut(&mut self) {
+        self.to = None;
+    }
+
+    pub fn signal(&self, signal: i32) {
+        send_signal(self.hello.pid, signal);
+    }
+
+    /// True when the channel was closed by the component.
+    pub fn channel_closes_within(&mut self, limit: Duration) -> bool {
+        loop {
+            match self.from.recv_timeout(limit) {
+                Ok(FromRuntime::Event(Event::Note(note))) => self.notes.push(note),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => return true,
+                Err(RecvTimeoutError::Timeout) => return false,
+            }
+        }
+    }
+}
+
+impl Drop for Component {
+    fn drop(&mut self) {
+        self.to = None;
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Hands on what comes, until the other side closes or this side is told to.
+fn read_messages(mut from: File, send: &Sender<FromRuntime>, stop: &AtomicBool) {
+    while !stop.load(Ordering::SeqCst) {
+        let mut polled = [kernel::waiting(from.as_raw_fd(), libc::POLLIN)];
+        kernel::poll(&mut polled, Some(10));
+        if polled[0].revents == 0 {
+            continue;
+        }
+        let Ok(message) = frame::read(&mut from) else { return };
+        if send.send(message).is_err() {
+            return;
+        }
+    }
+}
+
+pub fn send_signal(pid: u32, signal: i32) {
+    // SAFETY: no pointers; a process that this test started.
+    assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0, "{}", std::io::Error::last_os_error());
+}

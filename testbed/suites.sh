@@ -1,0 +1,22 @@
+# shellcheck shell=bash
+# suites.sh: the table of test suites that ./test runs, in this order. To be sourced by ./test.
+#
+#   suite NAME NEEDS 'what it shows' COMMAND...
+#
+# NEEDS is a comma-separated list, or -:
+#   root     runs as root; an ordinary user's tests are built by the user and run through sudo
+#   guests   needs QEMU and what builds guests (testbed/install.sh)
+# A test target of Rust that needs root, guests or servers has required-features = ["testbed"] in its Cargo.toml and a line
+# here (rust_target PACKAGE TARGET): `cargo xtask check` finds those that were forgotten. docs/testbed.md says more.
+
+suite fmt     -    'every Rust file is formatted'                                   formatted
+suite clippy  -    'no lint warns, test code included'                              lint
+suite scripts -    'shell and Python scripts parse; shellcheck finds nothing'       check_scripts
+suite layers  -    'dependency rule, forgotten tests, paths named in documents'      cargo run --quiet --package xtask -- check
+suite unit    -    'unit and scenario tests that need neither root nor guests'      unit_tests
+suite guests  root,guests 'the guests of the testbed are what other suites take them for'  testbed/selftest.sh pg full systemd
+suite freeze-loop root     'freeze, thaw and scripts of the component on loop-mounted file systems' rust_target lull-runtime freeze_loop -- --skip kill_matrix
+suite kill-matrix root     'each part killed, stopped or cut while frozen: the table of times to the thaw' rust_table lull-runtime freeze_loop kill_matrix
+suite postgres root        'real PostgreSQL servers 10 to 18 against the application module' rust_target lull-runtime postgres_versions
+suite hypervisor root,guests 'backups of real QEMU processes, and every fault on the way'   rust_target lull-hypervisor qemu
+suite channel root,guests  'SSH, elevation, deployment and receipt on real guests'          rust_target lull-proxy real_guest_ssh
