@@ -143,13 +143,13 @@ impl Book {
             actions.retain(|action| !matches!(action, Action::RestCredential { .. }));
         }
         writes.extend(actions.iter().filter_map(|action| remembered(action, open, now)));
-        if let TaskState::Finished { ending, still_owed, .. } = &state {
-            if !matches!(open.row.state, TaskState::Finished { .. }) {
-                let notes = closing_notes(ending, still_owed, &open.row.vm_name);
-                let untold = notes.into_iter().filter(|text| !open.warned.contains(text));
-                writes.extend(untold.map(|text| event(EventKind::Note { level: "warning".into(), text })));
-                writes.push(event(finished(ending, &outcome)));
-            }
+        if let TaskState::Finished { ending, still_owed, .. } = &state
+            && open.row.state.outcome().is_none()
+        {
+            let notes = closing_notes(ending, still_owed, &open.row.vm_name);
+            let untold = notes.into_iter().filter(|text| !open.warned.contains(text));
+            writes.extend(untold.map(|text| event(EventKind::Note { level: "warning".into(), text })));
+            writes.push(event(finished(ending, &outcome)));
         }
 
         let session = open.row.session;

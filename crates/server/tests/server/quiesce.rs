@@ -42,6 +42,7 @@ async fn a_caller_that_falls_silent_loses_the_hold() {
     assert!(fake.world.frozen.load(Ordering::SeqCst));
     let session = server.finished(id).await;
     assert_eq!(session.summary.result.as_deref(), Some("cancelled"));
+    // This proxy does not end it by itself; the server does, a little after the lease.
     assert!(session.tasks[0].notes.iter().any(|note| note.contains("did not renew")), "{session:#?}");
     assert!(!fake.world.frozen.load(Ordering::SeqCst));
 }

@@ -5,6 +5,7 @@ use crate::harness::{Place, Server, furnish, one_vm};
 use lull_api::infrastructure::{Credential, RestorePoint, Vm};
 use lull_api::job::{GuestSettings, Job};
 use lull_api::session::SessionSummary;
+use sqlx::{ConnectOptions, Connection};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -15,7 +16,7 @@ fn kept(version: &str) -> PathBuf {
 /// A state folder as an earlier version left it, with a finished job and one that was killed at work.
 fn copied(version: &str, to: &Path) {
     std::fs::create_dir(to).unwrap();
-    for file in ["lull.db", "lull.db-wal", "secret.key", "admin-token"] {
+    for file in ["lull.db", "secret.key", "admin-token"] {
         std::fs::copy(kept(version).join(file), to.join(file)).unwrap();
         std::fs::set_permissions(to.join(file), std::fs::Permissions::from_mode(0o600)).unwrap();
     }
@@ -60,9 +61,13 @@ async fn write_state(to: &Path) {
     let id = server.run("j").await.summary.id;
     server.until(id, "it is frozen", |s| s.tasks[0].steps.iter().any(|step| step.step == "freeze")).await;
     server.kill().await;
-    // The write-ahead log holds the last writes, as after any kill.
+    // After a kill the last writes stand in the write-ahead log; one file is easier to keep.
+    let mut db =
+        sqlx::sqlite::SqliteConnectOptions::new().filename(place.state.join("lull.db")).connect().await.unwrap();
+    sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut db).await.unwrap();
+    db.close().await.unwrap();
     std::fs::create_dir_all(to).unwrap();
-    for file in ["lull.db", "lull.db-wal", "secret.key", "admin-token"] {
+    for file in ["lull.db", "secret.key", "admin-token"] {
         std::fs::copy(place.state.join(file), to.join(file)).unwrap();
     }
 }
