@@ -103,7 +103,7 @@ pub fn json(figures: &[Figure]) -> serde_json::Result<String> {
 /// All figures for people.
 pub fn table(figures: &[Figure]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(["FIGURE", "VALUE", "PEER", "UNIT", "RATIO", "GOAL", "MET"]);
     for figure in figures {
         let number = |value: Option<f64>| value.map(shown).unwrap_or_else(|| "-".to_string());
