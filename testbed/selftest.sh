@@ -114,6 +114,17 @@ database() {
   "$vm" stop "clone-$name" --dir "$dir"
 }
 
+only_its_own() { # pids are used again: a stale file must not cost a stranger its life
+  sleep 300 &
+  local stranger=$!
+  echo "$stranger" >"$dir/gone.pid"
+  "$vm" stop gone --dir "$dir"
+  check "stop spares a process that is not the guest's" alive "$(kill -0 "$stranger" 2>/dev/null && echo alive)"
+  kill "$stranger"
+  check "a taken port is refused" refused "$("$vm" start second --image "$image" --dir "$dir" --port "$(cat "$dir/$name.port")" >/dev/null 2>&1 || echo refused)"
+  check "a name is used once" refused "$("$vm" start "$name" --image "$image" --dir "$dir" >/dev/null 2>&1 || echo refused)"
+}
+
 full_mounts() {
   local m
   for m in '/ ext4' '/boot/efi vfat' '/srv ext4' '/srv/data xfs' '/mnt/bind xfs'; do
@@ -139,7 +150,7 @@ for variant in "$@"; do
   printf '  boot to login: %s s\n' "$("$vm" wait "$name" --dir "$dir")"
   network
   case $variant in
-    pg) logins; elevation; agent 1 ;;
+    pg) only_its_own; logins; elevation; agent 1 ;;
     full) full_mounts; agent 3 ;; # its accounts are those of pg; three of its file systems can be frozen
     systemd) logins; elevation; systemd_traits; agent 1 ;;
   esac

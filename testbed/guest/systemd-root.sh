@@ -22,8 +22,8 @@ systemd_root() { # ROOT WORK
   local root=$1 work=$2 folder codename started
   need mmdebstrap
   codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
-  machine_sources >"$work/sources.list"
-  [ -s "$work/sources.list" ] || die "this machine's package sources hold no entry of its own distribution; 'apt-get update' may help"
+  own_sources() { machine_sources >"$work/sources.list"; [ -s "$work/sources.list" ]; }
+  with_fresh_lists own_sources || die "this machine's package sources hold no entry of its own distribution"
   folder=$LULL_TESTBED/debs/systemd-$(printf '%s' "$systemd_packages" | sha256sum | cut -c 1-12)
   # shellcheck disable=SC2086 # a list of words
   fetch_packages "$folder" '?and(?essential, ?architecture(native))' apt $systemd_packages

@@ -98,10 +98,12 @@ impl Store {
     /// Opens the file, creates it where it is missing, and brings it up to this version's format.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         // SQLite would create it readable for everybody.
-        OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(|source| StoreError::Database {
-            doing: "creating lull.db",
-            source: sqlx::Error::Io(source),
-        })?;
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|source| StoreError::Database { doing: "creating lull.db", source: sqlx::Error::Io(source) })?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .journal_mode(SqliteJournalMode::Wal)

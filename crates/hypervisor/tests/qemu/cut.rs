@@ -67,7 +67,9 @@ async fn pass(client: UnixStream, upstream: &PathBuf, plan: &Plan) {
     let mut lines = BufReader::new(client_read).lines();
     let mut cut_at_end = false;
     loop {
-        let next = tokio::time::timeout(Duration::from_millis(if cut_at_end { 100 } else { 3_600_000 }), lines.next_line()).await;
+        let next =
+            tokio::time::timeout(Duration::from_millis(if cut_at_end { 100 } else { 3_600_000 }), lines.next_line())
+                .await;
         let Ok(Ok(Some(line))) = next else { break };
         let planned = plan.lock().unwrap().take_if(|(_, c)| line.contains(&format!("\"execute\":\"{c}\"")));
         match planned {
@@ -146,7 +148,12 @@ async fn a_connection_that_breaks_and_returns_is_undone_by_the_backup_itself() {
 /// The connection stays away: what the backup could not undo, a sweep with a fresh one does, and it continues a VM that stands still.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_stays_away_leaves_the_rest_to_a_sweep() {
-    for (when, command) in [(When::After, "stop"), (When::After, "qom-set"), (When::AnswersLost, "transaction"), (When::After, "blockdev-backup")] {
+    for (when, command) in [
+        (When::After, "stop"),
+        (When::After, "qom-set"),
+        (When::AnswersLost, "transaction"),
+        (When::After, "blockdev-backup"),
+    ] {
         let bed = Bed::start(&[Style::Blockdev, Style::Drive]).await;
         let relay = Relay::start(&bed);
         relay.cut(when, command);
@@ -166,7 +173,11 @@ async fn a_connection_that_stays_away_leaves_the_rest_to_a_sweep() {
         assert_eq!(backup.unwrap().abandon().await.unwrap_err().class, ErrorClass::Gone);
         let swept = bed.sweep(&[]).await;
         assert_eq!(swept.remaining, Vec::<String>::new(), "{when:?} {command}");
-        assert_eq!(swept.continued, command != "blockdev-backup" && !matches!(when, When::AnswersLost), "{when:?} {command}");
+        assert_eq!(
+            swept.continued,
+            command != "blockdev-backup" && !matches!(when, When::AnswersLost),
+            "{when:?} {command}"
+        );
         bed.assert_as_before().await;
         let again = bed.sweep(&[]).await;
         assert_eq!((again.removed, again.continued), (vec![], false), "a second sweep finds nothing");

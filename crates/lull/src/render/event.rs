@@ -49,7 +49,7 @@ fn after(separator: &str, text: &str) -> String {
 
 /// How a task ended, in a few lines: for those who saw its steps go by.
 pub fn task_summary(task: &lull_api::session::Task, look: &Look) -> String {
-    let mut text = format!("{}", session::task_head(task, look));
+    let mut text = session::task_head(task, look);
     if let Some(level) = &task.level {
         text.push_str(&format!("  level {}", look.paint_state(level)));
     }

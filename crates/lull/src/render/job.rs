@@ -101,16 +101,16 @@ mod tests {
         assert_eq!(
             job(&job_shown, &Look::plain(None)),
             "\
-job                 nightly
-vms                 pg
-repository          disk
-application-aware   try
-pre-freeze script   2 lines, 15 B
-script timeout      10 min 00 s
-lease               5.0 s
-proxy               prefer a, b; else none
-copy limit          none
-last session        7, success
+job                nightly
+vms                pg
+repository         disk
+application-aware  try
+pre-freeze script  2 lines, 15 B
+script timeout     10 min 00 s
+lease              5.0 s
+proxy              prefer a, b; else none
+copy limit         none
+last session       7, success
 "
         );
     }

@@ -47,9 +47,10 @@ fn cell(text: &str) -> Cell {
 
 /// One object: a name and its value per line, values aligned and wrapped. Empty values are left out.
 pub fn facts(look: &Look, facts: &[(&str, String)]) -> String {
+    let facts: Vec<_> = facts.iter().filter(|(_, value)| !value.is_empty()).collect();
     let indent = facts.iter().map(|(name, _)| columns(name)).max().unwrap_or(0) + 2;
     let mut text = String::new();
-    for (name, value) in facts.iter().filter(|(_, value)| !value.is_empty()) {
+    for (name, value) in facts {
         let name = look.paint(Tone::Faint, &pad(name, indent));
         let value = printable(value);
         for (n, line) in wrap(&value, look.width.map(|width| width.saturating_sub(indent))).iter().enumerate() {
@@ -113,6 +114,6 @@ ID  RESULT   TEXT
     #[test]
     fn facts_are_aligned() {
         let sheet = [("name", "pg-demo".to_string()), ("addresses", String::new()), ("os", "linux\nx".to_string())];
-        assert_eq!(facts(&Look::plain(None), &sheet), "name       pg-demo\nos         linux\n           x\n");
+        assert_eq!(facts(&Look::plain(None), &sheet), "name  pg-demo\nos    linux\n      x\n");
     }
 }

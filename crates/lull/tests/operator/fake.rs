@@ -185,7 +185,8 @@ fn events(script: Arc<Script>, after: u64) -> Response {
             return None;
         }
         if cut == Some(last) {
-            // The connection breaks: the client sees an error in the middle of the body.
+            // The connection breaks in the middle of the body, once what was written before has left.
+            tokio::time::sleep(Duration::from_millis(100)).await;
             return Some((Err(std::io::Error::other("cut")), (script, last, true)));
         }
         loop {

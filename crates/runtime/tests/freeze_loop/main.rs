@@ -5,5 +5,6 @@
 mod bed;
 mod component;
 mod matrix;
+mod residence;
 mod scripts;
 mod window;

@@ -23,7 +23,7 @@ type Outcome = (u64, String);
 
 type Case = (&'static str, fn() -> Outcome);
 
-const CASES: [Case; 22] = [
+const CASES: [Case; 23] = [
     ("no renewal", no_renewal),
     ("budget used up although renewed", budget_used),
     ("SIGKILL of main", || killed(Victim::Main, libc::SIGKILL)),
@@ -40,6 +40,7 @@ const CASES: [Case; 22] = [
     ("socket half closed", || channel_cut(Cut::HalfSocket)),
     ("parent (sudo) killed, channel goes on", parent_killed),
     ("relaying parent killed", relay_killed),
+    ("login's cgroup killed (logind)", cgroup_killed),
     ("lease expiry during a slow FIFREEZE", || slow(Fault::Expiry)),
     ("thaw ordered during a slow FIFREEZE", || slow(Fault::Thaw)),
     ("SIGKILL of main during a slow FIFREEZE", || slow(Fault::Main)),
@@ -217,6 +218,8 @@ fn both_killed() -> Outcome {
     let bed = Bed::new();
     let (component, armed, hanging) = frozen(&bed);
     let fault = Instant::now();
+    // Two signals are never at once: stopped first, the watchdog cannot use the time in between.
+    send_signal(armed.watchdog_pid, libc::SIGSTOP);
     component.signal(libc::SIGKILL);
     send_signal(armed.watchdog_pid, libc::SIGKILL);
     std::thread::sleep(Duration::from_millis(THAW_WITHIN_MS));
@@ -335,6 +338,26 @@ fn relay_killed() -> Outcome {
     let took_ms = thawed_after(fault, &hanging, LEASE_MS);
     nothing_left(&bed);
     (took_ms, "at once, and gone".into())
+}
+
+fn cgroup_killed() -> Outcome {
+    let bed = Bed::new();
+    let session = bed.session_cgroup();
+    let path = deploy(&bed);
+    let mut command = bed.command("/bin/sh");
+    command.args(["-c", "echo 0 > \"$0/cgroup.procs\"; exec \"$@\"", &session, &path]).args(serve_arguments());
+    let mut component = Component::over_pipes(command);
+    let armed = freeze(&mut component);
+    let inside = std::fs::read_to_string(bed.path(&format!("{session}/cgroup.procs"))).unwrap();
+    assert_eq!(inside.split_whitespace().collect::<Vec<_>>(), [component.hello.pid.to_string()], "the watchdog left");
+    assert!(armed.notes.iter().all(|note| !note.contains("cgroup")), "{:?}", armed.notes);
+    let hanging = bed.create_files_that_hang("fault");
+    let fault = Instant::now();
+    std::fs::write(bed.path(&format!("{session}/cgroup.kill")), "1").unwrap();
+    let took_ms = thawed_after(fault, &hanging, THAW_WITHIN_MS);
+    assert!(component.channel_closes_within(Duration::from_secs(4)));
+    nothing_left(&bed);
+    (took_ms, "watchdog had left it, thawed".into())
 }
 
 #[derive(Clone, Copy, PartialEq)]

@@ -120,7 +120,7 @@ fn a_daemon_that_a_script_leaves_is_named_and_does_not_hold_the_task() {
     let bed = Bed::new();
     let mut component = Component::start(&bed);
     let began = Instant::now();
-    let result = run(&mut component, b"#!/bin/sh\nsetsid sleep 1000 &\nexit 0", 60_000);
+    let result = run(&mut component, b"#!/bin/sh\nsetsid sleep 1000 &\nsleep 1; exit 0", 60_000);
     assert_eq!(result.end, ScriptEnd::Exited(0));
     assert!(began.elapsed() < Duration::from_secs(5));
     assert!(

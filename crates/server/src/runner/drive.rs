@@ -47,7 +47,7 @@ impl Drop for Slot<'_> {
 }
 
 /// Has the proxy work on the task, from the order to the end.
-pub async fn drive(server: &Arc<Server>, task: Uuid, proxy: ServerId, epoch: u32) {
+pub async fn drive(server: &Arc<Server>, task: Uuid, proxy: ServerId, epoch: u64) {
     let _slot = Slot { server, proxy };
     let Some(open) = server.book.open_task(task).await else { return };
     let lost = |cause: String| Happening::event(TaskEvent::ProxyLost { epoch, cause });
@@ -77,7 +77,7 @@ pub async fn drive(server: &Arc<Server>, task: Uuid, proxy: ServerId, epoch: u32
 }
 
 /// The task ends here and nothing went to the guest.
-fn not_sent(epoch: u32, ending: Ending) -> Happening {
+fn not_sent(epoch: u64, ending: Ending) -> Happening {
     let report = ProxyReport::Finished { ending, owed: Owed::default() };
     Happening { nothing_sent: true, ..Happening::event(TaskEvent::Report { epoch, report }) }
 }
@@ -87,7 +87,7 @@ async fn call(
     server: &Arc<Server>,
     link: &ProxyLink,
     task: &TaskRow,
-    epoch: u32,
+    epoch: u64,
     targets: Targets,
 ) -> Result<Happening, NoOrder> {
     let (to_proxy, from_us) = mpsc::channel(WAITING_MAX);

@@ -36,7 +36,7 @@ pub struct Heard {
 #[derive(Debug, Clone, Default)]
 pub struct Sent {
     /// The number of the dispatch.
-    pub epoch: u32,
+    pub epoch: u64,
     /// The proxy was to work in the guest.
     pub guest: bool,
     /// The proxy was to work at the hypervisor.
@@ -82,11 +82,7 @@ pub fn happening(task: &TaskRow, sent: &Sent, heard: &mut Heard, event: Event, n
         }
         Event::HostKeySeen(seen) => {
             let key = seen.key.unwrap_or_default();
-            let key = HostKeyRow {
-                algorithm: key.algorithm,
-                fingerprint: key.fingerprint,
-                public_key: key.public_key,
-            };
+            let key = HostKeyRow { algorithm: key.algorithm, fingerprint: key.fingerprint, public_key: key.public_key };
             happening = host_key(task.vm, sent, key);
         }
         Event::HoldReady(ready) => {
@@ -94,11 +90,11 @@ pub fn happening(task: &TaskRow, sent: &Sent, heard: &mut Heard, event: Event, n
             happening.told.push(EventKind::HoldReady { facts: ready.facts.into_iter().collect() });
         }
         Event::Frozen(frozen) => {
-            happening.events = report(ProxyReport::Frozen { freeze_id: frozen.freeze_id.to_string() });
+            happening.events = report(ProxyReport::Frozen { freeze_id: frozen.freeze_id });
             happening.told.push(EventKind::Frozen { file_systems: frozen.superblocks });
         }
         Event::Thawed(thawed) => {
-            happening.events = report(ProxyReport::Thawed { freeze_id: thawed.freeze_id.to_string() });
+            happening.events = report(ProxyReport::Thawed { freeze_id: thawed.freeze_id });
             happening.told.push(EventKind::Thawed { window_us: thawed.window_us, no_gap: thawed.no_gap });
         }
         // Progress is not stored, and the end is told by [`finished`].
@@ -111,7 +107,10 @@ pub fn happening(task: &TaskRow, sent: &Sent, heard: &mut Heard, event: Event, n
 fn host_key(vm: Uuid, sent: &Sent, key: HostKeyRow) -> Happening {
     let mut happening = Happening::default();
     let text = match &sent.pinned {
-        Some(pinned) if *pinned == key.fingerprint => return happening,
+        Some(pinned) if *pinned == key.fingerprint => {
+            happening.writes.push(Write::HostKeyFits { vm });
+            return happening;
+        }
         Some(pinned) => format!("the guest shows the host key {}; the pinned one is {pinned}", key.fingerprint),
         None => format!("first contact: the host key {} is pinned from now on", key.fingerprint),
     };
@@ -263,12 +262,20 @@ fn doubts(asked: ApplicationAware, assessment: &Assessment) -> Vec<String> {
     let mut doubts = Vec::new();
     if assessment.level < Some(ConsistencyLevel::FileSystem) {
         let reasons: Vec<String> = assessment.reasons.iter().map(Reason::to_string).collect();
-        doubts.push(format!("the restore point is only {}-consistent: {}", level_name(assessment.level), reasons.join("; ")));
+        doubts.push(format!(
+            "the restore point is only {}-consistent: {}",
+            level_name(assessment.level),
+            reasons.join("; ")
+        ));
     }
     let lacking = assessment.applications.iter().filter(|app| app.level < Some(ConsistencyLevel::Application));
     for app in lacking {
         if let Some(reason) = app.reason.as_ref().filter(|reason| !matches!(reason, Reason::NotRunning)) {
-            doubts.push(format!("{} is only {}-consistent in the restore point, since {reason}", app.name, level_name(app.level)));
+            doubts.push(format!(
+                "{} is only {}-consistent in the restore point, since {reason}",
+                app.name,
+                level_name(app.level)
+            ));
         }
     }
     doubts

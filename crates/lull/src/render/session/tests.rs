@@ -135,7 +135,8 @@ fn a_failure_names_hop_cause_and_remedy() {
    ├─ ✗ connect             5.0 s  no answer
    ├─ ✗ failure                    pg-demo: backup-server could not connect
    │                               to 10.0.0.5:22: connection refused
-   │                                 do: see whether sshd runs in the guest
+   │                                 do: see whether sshd runs in the
+   │                                   guest
    └─ ! receipt                    the guest could not be looked at; nothing
                                    left in hypervisor
 "
@@ -147,7 +148,7 @@ fn a_running_step_shows_its_time_and_progress_so_far() {
     let mut copy = step("copy", "running", None, "disk0");
     (copy.done_bytes, copy.total_bytes) = (Some(1 << 30), Some(4 << 30));
     assert_eq!(step_line(&copy, &Look::plain(None), 0), "● copy                2.0 s  25 %, 1.0 GiB of 4.0 GiB  disk0");
-    assert_eq!(step_line(&copy, &Look::plain(Some(45)), 3), "● copy                2.0 s  25 %, 1.0 G…");
+    assert_eq!(step_line(&copy, &Look::plain(Some(45)), 3), "● copy                2.0 s  25 %, 1.0 Gi…");
     assert_eq!(progress(5, 0), "100 %, 5 B of 0 B");
     assert_eq!(progress(u64::MAX, u64::MAX), "100 %, 16 EiB of 16 EiB");
 }
