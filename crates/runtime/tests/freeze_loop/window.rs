@@ -133,6 +133,26 @@ fn somebody_elses_freeze_is_refused_and_left_alone() {
 }
 
 #[test]
+fn a_freeze_that_fails_half_way_is_undone() {
+    let bed = Bed::new();
+    let mut component = start(&bed);
+    component.arm(1, 5_000, 30_000);
+    bed.break_file_system("/");
+    let refusal = component.ask(Command::Freeze(FreezeId(1))).unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::FreezeFailed, "{refusal:?}");
+    let results: Vec<_> = refusal.superblocks.iter().map(|thaw| &thaw.result).collect();
+    assert!(matches!(results[0], ThawResult::FreezeFailed(why) if why.contains("Input/output error")), "{results:?}");
+    assert_eq!(results[1..], [&ThawResult::Thawed, &ThawResult::Thawed], "the others were frozen before");
+    for place in ["/data", "/data/nested"] {
+        let file = bed.create_file(&format!("{place}/after"));
+        file.recv_timeout(Duration::from_secs(2)).unwrap_or_else(|_| panic!("{place} did not thaw"));
+    }
+    assert!(!component.thaw(1).no_gap);
+    component.bye();
+    assert!(bed.leftovers().is_empty(), "{:?}", bed.leftovers());
+}
+
+#[test]
 fn a_thaw_by_somebody_else_is_a_gap() {
     let bed = Bed::new();
     let mut component = start(&bed);
