@@ -35,10 +35,11 @@ groups='demo|qemu-system-x86 qemu-utils|runs the guests, and makes and checks th
 demo|e2fsprogs kmod cpio|builds a guest: its root file system, its kernel modules, its initrd
 demo|openssh-client|logs in to the guest, and makes the key pair of the testbed
 demo|gcc libc6-dev pkg-config|links Rust programs and compiles SQLite
+demo|jq socat|reads the figures of a run, and asks QEMU itself what is left
 demo|ca-certificates|lets cargo verify the registry it downloads from
 test|mmdebstrap|builds the guest that boots systemd, with its maintainer scripts run
 test|xfsprogs btrfs-progs|freeze tests on loop-mounted XFS and btrfs
-test|mount|mounts the loop devices of the freeze tests
+test|mount busybox-static|mounts the loop devices of the freeze tests, and is all that their emulated hosts run
 test|shellcheck|lints the scripts
 test|python3|independent peers in tests
 test|git|checks that look at the files of the checkout
@@ -67,6 +68,13 @@ if ! recent_cargo >/dev/null; then
   rust=(cargo-web rustc-web)
   [ "$purpose" = demo ] || rust+=(rustfmt-web)
   say "missing: ${rust[*]} (builds Lull; no cargo of Rust $rust_wanted or later was found on PATH or in ~/.cargo/bin)"
+elif [ "$purpose" = test ] && ! "$(recent_cargo)" fmt --version >/dev/null 2>&1; then
+  if [ "$(recent_cargo)" = /usr/bin/cargo ]; then
+    rust=(rustfmt-web)
+    say "missing: ${rust[*]} (checks the form of Rust files)"
+  else
+    say "note: $(recent_cargo) has no rustfmt, which the suite fmt needs: rustup component add rustfmt"
+  fi
 fi
 
 if [ ${#missing[@]} -eq 0 ] && [ ${#rust[@]} -eq 0 ]; then

@@ -80,7 +80,7 @@ agent() { # the freeze reaches the root: a file made meanwhile appears only afte
 }
 
 database() {
-  local clone=$dir/clone.qcow2
+  local clone=$dir/clone.qcow2 boot_s
   "$here/load.sh" "$name" --dir "$dir" --seconds 5 >/dev/null
   "$here/pg-check.sh" "$name" --dir "$dir" >"$dir/check" || true
   check "pgbench's balances agree under load" 'true' "$(sed 's/.*"ok":\([a-z]*\).*/\1/' "$dir/check")"
@@ -101,7 +101,8 @@ database() {
   local before
   before=$(sha256sum "$clone")
   "$vm" boot-restore "$clone" --name "clone-$name" --dir "$dir" "${extra[@]}" 
-  printf '  clone, boot to login: %s s\n' "$("$vm" wait "clone-$name" --dir "$dir")"
+  boot_s=$("$vm" wait "clone-$name" --dir "$dir") || { check "the clone boots" yes no; return; }
+  echo "  clone, boot to login: $boot_s s"
   "$here/pg-check.sh" "clone-$name" --dir "$dir" >"$dir/check" || true
   check "a clone of the crashed disk recovers" 'true' "$(sed 's/.*"ok":\([a-z]*\).*/\1/' "$dir/check")"
   # 10.0.2.2 is this machine's loopback as guests see it; the clone's own SSH port listens there.
@@ -112,6 +113,17 @@ database() {
   name=${name#clone-}
   check "the clone's disk was not written" "$before" "$(sha256sum "$clone")"
   "$vm" stop "clone-$name" --dir "$dir"
+}
+
+only_its_own() { # pids are used again: a stale file must not cost a stranger its life
+  sleep 300 &
+  local stranger=$!
+  echo "$stranger" >"$dir/gone.pid"
+  "$vm" stop gone --dir "$dir"
+  check "stop spares a process that is not the guest's" alive "$(kill -0 "$stranger" 2>/dev/null && echo alive)"
+  kill "$stranger"
+  check "a taken port is refused" refused "$("$vm" start second --image "$image" --dir "$dir" --port "$(cat "$dir/$name.port")" >/dev/null 2>&1 || echo refused)"
+  check "a name is used once" refused "$("$vm" start "$name" --image "$image" --dir "$dir" >/dev/null 2>&1 || echo refused)"
 }
 
 full_mounts() {
@@ -136,10 +148,11 @@ for variant in "$@"; do
   image=$("$here/guest/build.sh" "$variant")
   name=$variant
   "$vm" start "$name" --image "$image" --dir "$dir"
-  printf '  boot to login: %s s\n' "$("$vm" wait "$name" --dir "$dir")"
+  boot_s=$("$vm" wait "$name" --dir "$dir") || { check "the guest boots" yes no; continue; }
+  echo "  boot to login: $boot_s s"
   network
   case $variant in
-    pg) logins; elevation; agent 1 ;;
+    pg) only_its_own; logins; elevation; agent 1 ;;
     full) full_mounts; agent 3 ;; # its accounts are those of pg; three of its file systems can be frozen
     systemd) logins; elevation; systemd_traits; agent 1 ;;
   esac

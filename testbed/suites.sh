@@ -9,11 +9,15 @@
 # A test target of Rust that needs root, guests or servers has required-features = ["testbed"] in its Cargo.toml and a line
 # here (rust_target PACKAGE TARGET): `cargo xtask check` finds those that were forgotten. docs/testbed.md says more.
 
-suite fmt     -    'every Rust file is formatted'                                   cargo fmt --all --check
+suite fmt     -    'every Rust file is formatted'                                   formatted
 suite clippy  -    'no lint warns, test code included'                              lint
 suite scripts -    'shell and Python scripts parse; shellcheck finds nothing'       check_scripts
 suite layers  -    'dependency rule, forgotten tests, paths named in documents'      cargo run --quiet --package xtask -- check
 suite unit    -    'unit and scenario tests that need neither root nor guests'      unit_tests
-suite freeze-loop root 'freeze and thaw on loop-mounted file systems, killed processes' rust_target lull-runtime freeze_loop
-suite postgres    root 'real PostgreSQL servers 10 to 18 against the application module' rust_target lull-runtime postgres_versions
-suite guests root,guests 'the guests of the testbed are what the other suites take them for' testbed/selftest.sh pg full systemd
+suite guests  root,guests 'the guests of the testbed are what other suites take them for'  testbed/selftest.sh pg full systemd
+suite freeze-loop root     'freeze, thaw and scripts of the component on loop-mounted file systems' rust_target lull-runtime freeze_loop -- --skip kill_matrix
+suite kill-matrix root     'each part killed, stopped or cut while frozen: the table of times to the thaw' rust_table lull-runtime freeze_loop kill_matrix
+suite freeze-guest root,guests 'a guest with systemd, PAM and logind comes back from every fault'         rust_table lull-runtime freeze_guest
+suite postgres root        'real PostgreSQL servers 10 to 18 against the application module' rust_target lull-runtime postgres_versions
+suite hypervisor root,guests 'backups of real QEMU processes, and every fault on the way'   rust_target lull-hypervisor qemu
+suite channel root,guests  'SSH, elevation, deployment and receipt on real guests'          rust_target lull-proxy real_guest_ssh

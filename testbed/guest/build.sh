@@ -51,12 +51,14 @@ case $variant in
   full) makers+=(small-root.sh files/tinyinit second-disk.sh) ;;
   systemd) makers+=(systemd-root.sh) ;;
 esac
-hash=$({ cd "$guest_dir"; cat "${makers[@]}" "$key.pub"; echo "$kernel"; } | sha256sum | cut -c 1-12)
+hash=$({ cd "$guest_dir"; cat "${makers[@]}" "$key.pub"; basename "$kernel"; } | sha256sum | cut -c 1-12)
 image=$LULL_TESTBED/images/$variant-$hash.qcow2
 
-own() { [ -z "${LULL_TESTBED_OWNER:-}" ] || chown -R "$LULL_TESTBED_OWNER" "$LULL_TESTBED"; }
 finish() {
-  own
+  if [ -n "${LULL_TESTBED_OWNER:-}" ]; then # what sudo made belongs to who called it
+    chown "$LULL_TESTBED_OWNER" "$LULL_TESTBED"
+    chown -R "$LULL_TESTBED_OWNER" "$LULL_TESTBED"/{keys,images,debs,kernel}
+  fi
   if [ -n "$out" ]; then mkdir -p "$(dirname "$out")"; ln -sfn "$image" "$out"; fi
   echo "$image"
   exit 0
@@ -108,4 +110,6 @@ say "disk made in $(seconds_since "$started") s: root $(du -sm "$root" | cut -f 
 [ ! -f "$work/disk1.qcow2" ] || install -m 444 "$work/disk1.qcow2" "${image%.qcow2}.disk1.qcow2"
 chmod 444 "$work/disk.qcow2"
 mv "$work/disk.qcow2" "$image"
+# What older scripts made, once no test of today can still start from it.
+find "$LULL_TESTBED/images" -maxdepth 1 -name "$variant-*.qcow2" ! -name "$variant-$hash.*" -mtime +0 -delete
 finish

@@ -12,14 +12,21 @@ mkdir -p "$LULL_TESTBED/kernel"
 exec 9>"$LULL_TESTBED/kernel/.lock"
 flock 9
 current=$LULL_TESTBED/kernel/current
-if [ -f "$current/stamp" ] && [ "$(cat "$current/stamp")" = "$stamp" ]; then readlink -f "$current"; exit 0; fi
-
-package=
-for meta in linux-image-cloud-amd64 linux-image-virtual; do # Debian's name, Ubuntu's name
-  package=$(apt-cache depends "$meta" 2>/dev/null | awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ { print $2; exit }')
-  [ -z "$package" ] || break
+# Checkouts that share the folder may have made theirs with other scripts: each finds its own.
+for made in "$LULL_TESTBED"/kernel/*-"$stamp"; do
+  if [ -f "$made/vmlinuz" ]; then ln -sfn "$(basename "$made")" "$current"; readlink -f "$made"; exit 0; fi
 done
-[ -n "$package" ] || die "found neither linux-image-cloud-amd64 nor linux-image-virtual; run 'apt-get update', or check that the main suite is among this machine's package sources"
+
+kernel_package() { # Debian's name, then Ubuntu's
+  local meta
+  for meta in linux-image-cloud-amd64 linux-image-virtual; do
+    package=$(apt-cache depends "$meta" 2>/dev/null | awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ { print $2; exit }')
+    [ -z "$package" ] || return 0
+  done
+  return 1
+}
+package=
+with_fresh_lists kernel_package || die "found neither linux-image-cloud-amd64 nor linux-image-virtual; check that the main suite is among this machine's package sources"
 release=${package#linux-image-}
 work=$(mktemp -d "$LULL_TESTBED/kernel/build.XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -28,7 +35,8 @@ started=$(now_ms)
 mkdir "$work/debs"
 packages=("$package" busybox-static)
 apt-cache show "linux-modules-$release" >/dev/null 2>&1 && packages+=("linux-modules-$release")
-(cd "$work/debs" && apt-get -qq -o APT::Sandbox::User=root download "${packages[@]}") ||
+download() { (cd "$work/debs" && apt-get -qq -o APT::Sandbox::User=root download "$@"); }
+with_fresh_lists download "${packages[@]}" ||
   die "could not download ${packages[*]} (apt-get's lines above say why)"
 say "kernel $release: downloads $(seconds_since "$started") s"
 
@@ -61,11 +69,10 @@ done >"$initrd/order"
 [ -s "$initrd/order" ] || die "kernel $release brought none of the modules that a guest needs"
 (cd "$initrd" && find . | cpio -o -H newc --quiet | gzip -1) >"$work/out/initrd.img"
 echo "$release" >"$work/out/release"
-echo "$stamp" >"$work/out/stamp"
 
 final=$LULL_TESTBED/kernel/$release-$stamp
 rm -rf "$final"
 mv "$work/out" "$final"
-ln -sfn "$final" "$current"
+ln -sfn "$(basename "$final")" "$current"
 say "kernel $release: unpacked, initrd made in $(seconds_since "$started") s"
-echo "$final"
+readlink -f "$final"

@@ -28,5 +28,13 @@ seconds_since() { # MS: "12.3"
   printf '%d.%d' $((d / 1000)) $((d % 1000 / 100))
 }
 
+# Runs a command that fetches packages; where it fails, once more with fresh package lists: they may be absent or stale.
+with_fresh_lists() { # COMMAND...
+  "$@" && return 0
+  say "refreshing the package lists and trying once more: $1 failed"
+  apt-get -qq -o DPkg::Lock::Timeout=300 update || die "apt-get update failed: this machine's package sources cannot be reached or verified (its lines above say which)"
+  "$@"
+}
+
 # The key that opens every guest of this testbed; made here, never in the repository.
 key=$LULL_TESTBED/keys/id_test

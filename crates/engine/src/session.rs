@@ -95,7 +95,7 @@ impl fmt::Display for Owed {
             parts.push("the hypervisor may still hold jobs, nodes or filters of this task".to_owned());
         }
         if let Some(file) = &self.partial_file {
-            parts.push(format!("the unfinished file {file} may still be there"));
+            parts.push(format!("an unfinished backup may still lie at {file}"));
         }
         if parts.is_empty() { f.write_str("nothing is left") } else { f.write_str(&parts.join(", ")) }
     }

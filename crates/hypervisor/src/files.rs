@@ -165,12 +165,16 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Writes `restore-point.json` so that it is there whole or not at all, then lets go of the claim.
-pub(crate) fn complete(layout: &Layout, json: &[u8]) -> io::Result<()> {
+/// Writes `restore-point.json` so that it is there whole or not at all, then lets go of the claim. `wanted` is asked at the last moment: on
+/// storage that hung for long, whoever waited may have given up and undone the rest.
+pub(crate) fn complete(layout: &Layout, json: &[u8], wanted: impl FnOnce() -> bool) -> io::Result<()> {
     let temporary = layout.point_dir.join(format!("{}.partial", metadata::FILE_NAME));
     let mut file = File::create(&temporary)?;
     file.write_all(json)?;
     file.sync_all()?;
+    if !wanted() {
+        return Err(io::Error::from(io::ErrorKind::TimedOut));
+    }
     fs::rename(&temporary, layout.point_dir.join(metadata::FILE_NAME))?;
     sync_dir(&layout.point_dir)?;
     sync_dir(&layout.vm_dir)?;

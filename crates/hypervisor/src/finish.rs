@@ -4,9 +4,9 @@
 //! hypervisor: its nodes are gone when this begins.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::backup::{PlannedDisk, PreparedBackup, Stage};
-use crate::copy::{SYNC_MS, sync};
 use crate::error::{ErrorClass, HypervisorError, Step};
 use crate::files::{self, Layout};
 use crate::image::{self, Check};
@@ -40,12 +40,12 @@ impl PreparedBackup {
         let metadata = self.metadata(disks);
         let json = serde_json::to_vec_pretty(&metadata).map_err(|e| self.finish_fault(e.to_string()))?;
         let layout = self.ground.layout.clone();
-        let written = files::on_a_thread(SYNC_MS, move || files::complete(&layout, &json)).await;
-        match written {
-            Some(Ok(())) => {}
-            Some(Err(e)) => return Err(self.finish_fault(e.to_string())),
-            None => return Err(self.finish_fault(format!("no answer within {SYNC_MS} ms"))),
-        }
+        let wanted = Arc::new(());
+        let still_wanted = Arc::downgrade(&wanted);
+        self.durably(move || files::complete(&layout, &json, || still_wanted.strong_count() > 0))
+            .await
+            .map_err(|cause| self.finish_fault(cause))?;
+        drop(wanted);
         self.stage = Stage::Finished;
         self.claim = None;
         let disks = self.disks.iter().map(|d| self.ground.layout.disk(d.index)).collect();
@@ -54,8 +54,7 @@ impl PreparedBackup {
 
     async fn finish_disk(&self, planned: &PlannedDisk) -> Result<DiskFile, HypervisorError> {
         use std::os::unix::fs::MetadataExt;
-        let partial = self.ground.layout.partial(planned.index);
-        sync(partial.clone()).await.map_err(|cause| self.finish_fault(format!("{}: {cause}", partial.display())))?;
+        let (partial, disk) = (self.ground.layout.partial(planned.index), self.ground.layout.disk(planned.index));
         match image::check(&partial).await {
             Ok(Check::Sound) => {}
             Ok(Check::Damaged(found)) => {
@@ -63,11 +62,16 @@ impl PreparedBackup {
             }
             Err(cause) => return Err(self.finish_fault(format!("{} cannot be checked: {cause}", partial.display()))),
         }
-        let file_bytes = std::fs::rename(&partial, self.ground.layout.disk(planned.index))
-            .and_then(|()| std::fs::metadata(self.ground.layout.disk(planned.index)))
-            .map_err(|e| self.finish_fault(format!("{}: {e}", partial.display())))?
-            .blocks()
-            * 512;
+        let path = partial.clone();
+        let sync_and_rename = move || {
+            files::sync_file(&path)?;
+            std::fs::rename(&path, &disk)?;
+            Ok(std::fs::metadata(&disk)?.blocks() * 512)
+        };
+        let file_bytes = self
+            .durably(sync_and_rename)
+            .await
+            .map_err(|cause| self.finish_fault(format!("{}: {cause}", partial.display())))?;
         let disk = &planned.disk;
         Ok(DiskFile {
             index: planned.index,

@@ -4,11 +4,12 @@
 //! looks again: what is still there is reported, never assumed away. Idempotent. Only names that [`crate::names`] recognises are touched.
 //!
 //! **A job that does not end keeps its filters.** While the repository hangs, a job with a write under way cannot end, and to take a filter
-//! away QEMU would wait for that write with the whole VM held. So the graph is left alone until the jobs have ended, and the VM runs on.
+//! away QEMU would wait for that write with the whole VM held. So the graph is left alone until the jobs have ended, and the VM runs on. For the same
+//! reason an image in the repository is closed only while the repository answers: closing it writes its last tables.
 //!
 //! Knows nothing of who owes which bitmap: the caller says.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::backup::Ground;
 use crate::error::{ErrorClass, HypervisorError, Step};
-use crate::files;
+use crate::files::{self, FolderFault};
 use crate::host::{QemuHost, QemuVm};
 use crate::names::Role;
 use crate::qmp::{QmpClient, QmpError};
@@ -34,7 +35,7 @@ const RECONNECT_UNREACHABLE_MS: u64 = 1_000;
 /// Pause between two tries, in ms.
 const RECONNECT_PAUSE_MS: u64 = 200;
 /// Time for removing files, in ms.
-const FILES_MS: u64 = 30_000;
+const FILES_MS: u64 = 15_000;
 
 /// What a sweep after a crash covers.
 #[derive(Debug, Clone)]
@@ -69,7 +70,13 @@ pub async fn sweep(host: &QemuHost, vm: &str, order: &SweepOrder) -> Result<Swee
     let opened = host.open(vm).await;
     match opened {
         Ok(opened) => {
-            let result = sweep_vm(&opened.client, None, &order.bitmaps_owed, false, &mut report).await;
+            let scope = Scope {
+                only: None,
+                owed: &order.bitmaps_owed,
+                continue_io_error: false,
+                repository: &order.repository_dir,
+            };
+            let result = sweep_vm(&opened.client, &scope, &mut report).await;
             result.map_err(|e| HypervisorError::qmp(Step::Sweep, vm, &e))?;
         }
         Err(error) if error.class == ErrorClass::Busy => return Err(error),
@@ -83,10 +90,11 @@ pub async fn sweep(host: &QemuHost, vm: &str, order: &SweepOrder) -> Result<Swee
 pub(crate) async fn undo(ground: Ground) -> Result<SweepReport, HypervisorError> {
     let mut report = SweepReport::default();
     let only = Some(ground.order.restore_point.as_str());
-    let mut result = sweep_vm(&ground.vm.client, only, &[], true, &mut report).await;
+    let scope = Scope { only, owed: &[], continue_io_error: true, repository: &ground.order.repository_dir };
+    let mut result = sweep_vm(&ground.vm.client, &scope, &mut report).await;
     if matches!(result, Err(QmpError::Gone { .. } | QmpError::Protocol { .. })) {
         result = match reconnect(&ground.vm).await {
-            Ok(vm) => sweep_vm(&vm.client, only, &[], true, &mut report).await,
+            Ok(vm) => sweep_vm(&vm.client, &scope, &mut report).await,
             Err(error) => Err(error),
         };
     }
@@ -131,25 +139,31 @@ async fn reconnect(vm: &QemuVm) -> Result<QemuVm, QmpError> {
     }
 }
 
-async fn sweep_vm(
-    client: &QmpClient,
-    only: Option<&str>,
-    owed: &[String],
+/// What of ours a sweep may touch.
+struct Scope<'a> {
+    /// One restore point, or all.
+    only: Option<&'a str>,
+    /// Bitmaps that stay.
+    owed: &'a [String],
+    /// The VM ran when the backup began: an io-error came since.
     continue_io_error: bool,
-    report: &mut SweepReport,
-) -> Result<(), QmpError> {
+    repository: &'a Path,
+}
+
+async fn sweep_vm(client: &QmpClient, scope: &Scope<'_>, report: &mut SweepReport) -> Result<(), QmpError> {
+    let Scope { only, owed, .. } = *scope;
     let found = residue::read(client, only).await?;
     // First of all: a VM that stands still is the worst that can be left behind.
     report.continued |= continue_if_ours(client, &found).await?;
     if end_jobs(client, only, &found).await? {
-        remove_nodes(client, &found).await?;
+        remove_nodes(client, &found, scope.repository).await?;
         for bitmap in found.bitmaps.iter().filter(|b| !owed.contains(&b.name)) {
             accept_refusal(
                 client.execute("block-dirty-bitmap-remove", json!({"node": bitmap.node, "name": bitmap.name})).await,
             )?;
         }
         // It ran when the backup began: whatever stopped it meanwhile, our filters are out of its way now. A real fault of its disk stops it again.
-        if continue_io_error && found.run_state == "io-error" {
+        if scope.continue_io_error && found.run_state == "io-error" {
             client.execute("cont", Value::Null).await?;
             report.continued = true;
         }
@@ -186,7 +200,7 @@ async fn end_jobs(client: &QmpClient, only: Option<&str>, found: &Residue) -> Re
 }
 
 /// Nodes go from the top down; a filter only after the device writes past it again.
-async fn remove_nodes(client: &QmpClient, found: &Residue) -> Result<(), QmpError> {
+async fn remove_nodes(client: &QmpClient, found: &Residue, repository: &Path) -> Result<(), QmpError> {
     delete(client, found.nodes_of(Role::Snapshot)).await?;
     for swapped in &found.swapped {
         if let Some(original) = &swapped.original {
@@ -194,10 +208,13 @@ async fn remove_nodes(client: &QmpClient, found: &Residue) -> Result<(), QmpErro
             accept_refusal(client.execute("qom-set", put_back).await)?;
         }
     }
-    for role in [Role::Filter, Role::Fleece, Role::Target] {
-        delete(client, found.nodes_of(role)).await?;
+    delete(client, found.nodes_of(Role::Filter)).await?;
+    delete(client, found.nodes_of(Role::Fleece)).await?;
+    let targets = found.nodes_of(Role::Target).next().is_some();
+    if targets && matches!(files::probe(repository).await, Err(FolderFault::Silent { .. })) {
+        return Ok(());
     }
-    Ok(())
+    delete(client, found.nodes_of(Role::Target)).await
 }
 
 async fn delete(client: &QmpClient, nodes: impl Iterator<Item = &str>) -> Result<(), QmpError> {
@@ -219,13 +236,7 @@ fn accept_refusal(result: Result<Value, QmpError>) -> Result<(), QmpError> {
     }
 }
 
-async fn sweep_files(
-    vm: &str,
-    repository: &std::path::Path,
-    fleecing: &std::path::Path,
-    only: Option<&str>,
-    report: &mut SweepReport,
-) {
+async fn sweep_files(vm: &str, repository: &Path, fleecing: &Path, only: Option<&str>, report: &mut SweepReport) {
     let (repository_dir, fleecing_dir, vm, only) =
         (repository.to_owned(), fleecing.to_owned(), vm.to_owned(), only.map(str::to_owned));
     let work = move || files::sweep_files(&repository_dir, &fleecing_dir, &vm, only.as_deref());

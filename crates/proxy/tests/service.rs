@@ -1,25 +1,11 @@
 //! The proxy's calls over an in-memory stream, as the embedded proxy gets one.
 
-use hyper_util::rt::TokioIo;
-use lull_proxy::service::{ProxyConfig, serve};
-use lull_proxy_wire::v1;
-use lull_proxy_wire::v1::proxy_client::ProxyClient;
-use tonic::transport::{Channel, Endpoint};
+#[path = "support/embedded.rs"]
+mod embedded;
 
-/// A client on one end of an in-memory stream, and the proxy that serves the other.
-async fn embedded(config: ProxyConfig) -> (ProxyClient<Channel>, tokio::task::JoinHandle<()>) {
-    let (ours, theirs) = tokio::io::duplex(1 << 20);
-    let proxy = tokio::spawn(async move { serve(theirs, config).await.unwrap() });
-    let mut ours = Some(ours);
-    let channel = Endpoint::from_static("http://proxy")
-        .connect_with_connector(tower::service_fn(move |_| {
-            let io = ours.take().ok_or_else(|| std::io::Error::other("one connection only"));
-            async move { io.map(TokioIo::new) }
-        }))
-        .await
-        .unwrap();
-    (ProxyClient::new(channel), proxy)
-}
+use embedded::embedded;
+use lull_proxy::service::ProxyConfig;
+use lull_proxy_wire::v1;
 
 #[tokio::test]
 async fn a_proxy_says_who_it_is_and_ends_with_its_connection() {
@@ -30,4 +16,34 @@ async fn a_proxy_says_who_it_is_and_ends_with_its_connection() {
     assert!(description.networks.iter().all(|n| !n.starts_with("127.")), "{:?}", description.networks);
     drop(client);
     tokio::time::timeout(std::time::Duration::from_secs(5), proxy).await.expect("ends").unwrap();
+}
+
+#[tokio::test]
+async fn an_order_that_makes_no_sense_is_refused_before_anything_is_done() {
+    let (mut client, _proxy) = embedded(ProxyConfig::default()).await;
+    let order = v1::TaskOrder { vm_name: "db1".into(), ..Default::default() };
+    let message = v1::ToTask { message: Some(v1::to_task::Message::Order(order)) };
+    let status = client.run_task(tokio_stream::once(message)).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::InvalidArgument);
+    assert!(status.message().contains("does not say what to do"), "{status:?}");
+    let renewal = v1::ToTask { message: Some(v1::to_task::Message::Renew(v1::HoldRenewal {})) };
+    let status = client.run_task(tokio_stream::once(renewal)).await.unwrap_err();
+    assert!(status.message().contains("the first message of a task is its order"), "{status:?}");
+}
+
+#[tokio::test]
+async fn a_folder_without_vms_is_an_empty_list_and_a_missing_one_is_named() {
+    let (mut client, _proxy) = embedded(ProxyConfig::default()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let target = |dir: String| v1::HypervisorTarget {
+        kind: Some(v1::hypervisor_target::Kind::Qemu(v1::QemuTarget { sockets_dir: dir, ..Default::default() })),
+    };
+    let list = client.list_vms(target(folder.path().display().to_string())).await.unwrap().into_inner();
+    assert!(list.vms.is_empty());
+    std::fs::write(folder.path().join("dead.qmp"), "").unwrap();
+    let list = client.list_vms(target(folder.path().display().to_string())).await.unwrap().into_inner();
+    assert_eq!(list.vms[0].name, "dead");
+    assert!(!list.vms[0].error.is_empty(), "a VM that does not answer is listed with its reason");
+    let status = client.list_vms(target("/no/such/folder".into())).await.unwrap_err();
+    assert!(status.message().contains("/no/such/folder"), "{status:?}");
 }

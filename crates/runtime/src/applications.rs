@@ -8,6 +8,8 @@ use lull_guest_wire::{Application, ApplicationPlace, ApplicationQuiesced, LIST_M
 use std::path::Path;
 use std::time::Instant;
 
+const STACK_BYTES: usize = 512 * 1024;
+
 /// What the last inventory found.
 #[derive(Debug, Default)]
 pub struct Applications {
@@ -35,10 +37,15 @@ impl Applications {
             connect_timeout_ms: u32::try_from(order.connect_timeout_ms).unwrap_or(u32::MAX),
         };
         let mut list: Vec<ApplicationQuiesced> = std::thread::scope(|scope| {
-            let quiesce = |cluster| scope.spawn(move || quiesce(cluster, &options));
+            let quiesce = |cluster| {
+                let thread = std::thread::Builder::new().name("lull-quiesce".into()).stack_size(STACK_BYTES);
+                thread.spawn_scoped(scope, move || quiesce(cluster, &options))
+            };
             let running: Vec<_> = self.clusters.iter().map(quiesce).collect();
             let ended = running.into_iter().zip(&self.clusters);
-            ended.map(|(thread, cluster)| thread.join().unwrap_or_else(|_| broke_off(cluster))).collect()
+            ended
+                .map(|(thread, cluster)| thread.ok().and_then(|t| t.join().ok()).unwrap_or_else(|| broke_off(cluster)))
+                .collect()
         });
         list.extend(self.unreachable.iter().map(|unreachable| ApplicationQuiesced {
             key: unreachable_key(unreachable),

@@ -23,7 +23,7 @@ const STACK_BYTES: usize = 64 * 1024;
 /// Where the freezer stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FreezerState {
-    /// Created, nothing done.
+    /// Started, nothing done.
     Waiting = 0,
     /// Freezing or thawing.
     Working = 1,
@@ -66,14 +66,19 @@ impl Freezer {
             fds,
             order: Mutex::new(Order::None),
             ordered: Condvar::new(),
-            state: AtomicU32::new(FreezerState::Waiting as u32),
+            state: AtomicU32::new(FreezerState::Working as u32),
             bell,
         });
         let thread = std::thread::Builder::new().name("lull-freeze".into()).stack_size(STACK_BYTES).spawn({
             let inner = inner.clone();
             move || inner.serve()
         })?;
-        Ok(Freezer { inner, thread: Some(thread) })
+        let freezer = Freezer { inner, thread: Some(thread) };
+        // A thread maps memory as it starts; that must be over before anything is frozen.
+        while freezer.state() != FreezerState::Waiting {
+            kernel::sleep_ms(1);
+        }
+        Ok(freezer)
     }
 
     /// Freezes everything in order. Returns at once.
@@ -117,6 +122,7 @@ impl Drop for Freezer {
 
 impl Inner {
     fn serve(&self) {
+        self.state.store(FreezerState::Waiting as u32, SeqCst);
         loop {
             let order = {
                 let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
@@ -224,6 +230,28 @@ mod tests {
             });
             assert!(!file_system.0.load(SeqCst), "frozen for good in round {round}");
         }
+    }
+
+    #[test]
+    fn a_slow_freeze_that_completes_right_after_a_thaw_is_thawed_again() {
+        let shared = Shared::new(1, Lease::default()).unwrap();
+        let slot = &shared.slots()[0];
+        slot.begin();
+        let (mut frozen, mut tries) = (false, 0);
+        let thaw = || {
+            tries += 1;
+            if tries == 1 {
+                // FITHAW found nothing frozen; before it is back, the slow FIFREEZE completes.
+                frozen = true;
+                slot.returned(Ok(()), 0);
+                return Err(libc::EINVAL);
+            }
+            frozen = false;
+            Ok(())
+        };
+        thaw_until_settled(slot, || false, thaw);
+        assert!(!frozen, "EINVAL is no proof of a thaw while a freeze is in flight");
+        assert_eq!(tries, 2);
     }
 
     #[test]

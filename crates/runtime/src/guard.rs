@@ -26,6 +26,8 @@ use std::sync::Arc;
 pub const SUPERBLOCKS_MAX: usize = 512;
 /// The watchdog confirms within this time, in milliseconds, or there is no freeze.
 const CONFIRM_WITHIN_MS: u64 = 10_000;
+/// Threads that were joined are gone within this time, in milliseconds.
+const SINGLE_WITHIN_MS: u64 = 5_000;
 /// A finishing watchdog ends within this time, in milliseconds, or is killed (everything is thawed by then).
 const EXIT_WITHIN_MS: u64 = 1_000;
 
@@ -203,12 +205,7 @@ fn arm_locked(
     bell: Arc<Bell>,
     notes: &mut Vec<String>,
 ) -> Result<Guard, String> {
-    let threads = std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
-    if threads != 1 {
-        return Err(format!(
-            "the component has {threads} threads where it must have one, so the watchdog cannot be started"
-        ));
-    }
+    wait_for_a_single_thread()?;
     memory::reserve();
     if let Err(e) = memory::lock() {
         notes.push(format!("the component's memory could not be locked: {e}"));
@@ -274,6 +271,22 @@ fn arm_locked(
     }
     guard.notes.clear();
     Ok(guard)
+}
+
+/// A thread that was joined may still be listed for a moment: the kernel tells the joiner before it removes the thread.
+fn wait_for_a_single_thread() -> Result<(), String> {
+    let give_up_ms = kernel::now_ms() + SINGLE_WITHIN_MS;
+    loop {
+        match std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count) {
+            1 => return Ok(()),
+            _ if kernel::now_ms() < give_up_ms => kernel::sleep_ms(1),
+            threads => {
+                return Err(format!(
+                    "the component has {threads} threads where it must have one, so the watchdog cannot be started"
+                ));
+            }
+        }
+    }
 }
 
 /// The watchdog's notes, once it said that it is ready.

@@ -32,6 +32,9 @@ use std::thread::JoinHandle;
 /// talks to any more must not stay in the guest.
 const SILENCE_AFTER_EXPIRY_MS: u64 = 60_000;
 
+/// The C library keeps the stack of an ended thread, and while armed it is locked like everything else.
+const JOB_STACK_BYTES: usize = 512 * 1024;
+
 /// How the component is started.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -327,7 +330,7 @@ impl Server {
         let bell = self.bell.clone();
         let mut applications = self.applications.take().unwrap_or_default();
         let started = Bell::new().map(Arc::new).and_then(|cancel| {
-            let thread = std::thread::Builder::new().name("lull-job".into()).spawn({
+            let thread = std::thread::Builder::new().name("lull-job".into()).stack_size(JOB_STACK_BYTES).spawn({
                 let cancel = cancel.clone();
                 move || {
                     let result = work(&mut applications, &cancel);

@@ -31,6 +31,7 @@ struct Pool {
     fds: Arc<[OwnedFd]>,
     orders: Mutex<Orders>,
     ordered: Condvar,
+    started: AtomicUsize,
     unsettled: AtomicUsize,
     freezer_dead: AtomicBool,
     bell: Arc<kernel::Bell>,
@@ -50,6 +51,7 @@ impl ThawPool {
             fds,
             orders: Mutex::new(Orders { round: 0, quit: false }),
             ordered: Condvar::new(),
+            started: AtomicUsize::new(0),
             unsettled: AtomicUsize::new(0),
             freezer_dead: AtomicBool::new(false),
             bell,
@@ -59,6 +61,10 @@ impl ThawPool {
             let pool = pool.clone();
             let thread = std::thread::Builder::new().name("lull-thaw".into()).stack_size(STACK_BYTES);
             this.threads.push(thread.spawn(move || pool.serve(index))?);
+        }
+        // A thread maps memory as it starts; that must be over before anything is frozen.
+        while pool.started.load(SeqCst) < pool.fds.len() {
+            kernel::sleep_ms(1);
         }
         Ok(this)
     }
@@ -104,6 +110,7 @@ impl Pool {
     }
 
     fn serve(&self, index: usize) {
+        self.started.fetch_add(1, SeqCst);
         let mut served = 0;
         loop {
             {

@@ -12,11 +12,13 @@ mod error;
 mod hub;
 mod infrastructure;
 mod instant;
+mod look;
 mod proxies;
 pub mod rest;
 mod runner;
 mod secrets;
 mod server;
+mod start;
 mod state_dir;
 mod store;
 
@@ -82,10 +84,6 @@ pub struct Ready {
 ///
 /// Dropping the future stops everything at once, like a kill: what is owed to guests stands in the store and the next
 /// start sees to it. So a second signal is served by dropping it.
-pub async fn run(
-    config: ServerConfig,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), ServerError> {
-    let _ = (config, shutdown);
-    todo!()
+pub async fn run(config: ServerConfig, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), ServerError> {
+    start::run(config, shutdown).await
 }

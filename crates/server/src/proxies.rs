@@ -173,8 +173,7 @@ impl Proxies {
 
 fn managed_server(link: &ProxyLink, running_tasks: u32) -> ManagedServer {
     let health = link.health();
-    let state =
-        if health.online { ServerState::Online } else { ServerState::Offline { since: health.last_heard } };
+    let state = if health.online { ServerState::Online } else { ServerState::Offline { since: health.last_heard } };
     let description = health.description.unwrap_or_default();
     ManagedServer {
         id: ServerId(link.server.id),

@@ -51,3 +51,132 @@
 //! | `POST /restore-points/{restore_point}/verify` | | `Verification` |
 //! | `DELETE /restore-points/{restore_point}` | | 204; its files too |
 //! | `GET /proxies` | | `[Proxy]` |
+
+use crate::server::Server;
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware;
+use lull_api::Problem;
+use std::sync::Arc;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, ResponseBuilder};
+use utoipa::{OpenApi as _, PartialSchema, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+mod answer;
+mod auth;
+mod body;
+mod credentials;
+mod doctor;
+mod events;
+mod guest_settings;
+mod hosts;
+mod jobs;
+mod names;
+mod proxies;
+mod repositories;
+mod restore_points;
+mod sessions;
+mod status;
+mod view;
+mod vms;
+
+pub use view::session_view;
+
+const BASE: &str = "/api/v1";
+
+#[derive(utoipa::OpenApi)]
+#[openapi(info(
+    title = "Lull",
+    description = "The guest-processing tier of VM backup: hosts, VMs, credentials, jobs, sessions, restore points. \
+                   Every call wants the bearer token of the file admin-token in the server's state folder."
+))]
+struct Document;
+
+/// Everything that can be called, with authentication around all of it.
+pub(crate) fn router(server: Arc<Server>) -> Router {
+    let (api, _) = endpoints().split_for_parts();
+    let api = api.fallback(nothing_here).method_not_allowed_fallback(no_such_method);
+    Router::new()
+        .merge(api)
+        .layer(middleware::from_fn_with_state(server.clone(), auth::require_token))
+        .with_state(server)
+}
+
+/// The OpenAPI document, as `GET /openapi.json` gives it.
+pub fn openapi() -> OpenApi {
+    let mut document = endpoints().into_openapi();
+    let components = document.components.get_or_insert_default();
+    let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+    components.security_schemes.insert("bearer".into(), bearer.into());
+    components.schemas.insert(Problem::name().into_owned(), Problem::schema());
+    document.security = Some(vec![SecurityRequirement::new("bearer", Vec::<String>::new())]);
+    // Every operation can answer with a problem.
+    let schema = RefOr::Ref(Ref::from_schema_name(Problem::name()));
+    let content = ContentBuilder::new().schema(Some(schema)).build();
+    let problem = ResponseBuilder::new().description("what failed").content("application/json", content).build();
+    for item in document.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            operation.responses.responses.insert("default".into(), problem.clone().into());
+        }
+    }
+    document
+}
+
+fn endpoints() -> OpenApiRouter<Arc<Server>> {
+    let api = OpenApiRouter::new()
+        .routes(routes!(status::document))
+        .routes(routes!(status::status))
+        .routes(routes!(doctor::doctor))
+        .routes(routes!(hosts::list, hosts::add))
+        .routes(routes!(hosts::get, hosts::remove))
+        .routes(routes!(hosts::rescan))
+        .routes(routes!(vms::list))
+        .routes(routes!(vms::get, vms::change))
+        .routes(routes!(vms::accept_host_key))
+        .routes(routes!(vms::proxy_explain))
+        .routes(routes!(vms::test))
+        .routes(routes!(vms::rehearse))
+        .routes(routes!(vms::quiesce))
+        .routes(routes!(credentials::list, credentials::add))
+        .routes(routes!(credentials::get, credentials::change, credentials::remove))
+        .routes(routes!(credentials::release))
+        .routes(routes!(repositories::list, repositories::add))
+        .routes(routes!(repositories::get, repositories::remove))
+        .routes(routes!(jobs::list, jobs::add))
+        .routes(routes!(jobs::validate_new))
+        .routes(routes!(jobs::get, jobs::change, jobs::remove))
+        .routes(routes!(jobs::validate))
+        .routes(routes!(jobs::run))
+        .routes(routes!(sessions::list))
+        .routes(routes!(sessions::get))
+        .routes(routes!(sessions::cancel))
+        .routes(routes!(events::events))
+        .routes(routes!(sessions::renew))
+        .routes(routes!(sessions::end))
+        .routes(routes!(restore_points::list))
+        .routes(routes!(restore_points::get, restore_points::remove))
+        .routes(routes!(restore_points::verify))
+        .routes(routes!(proxies::list));
+    OpenApiRouter::with_openapi(Document::openapi()).nest(BASE, api)
+}
+
+async fn nothing_here(request: Request) -> answer::Fault {
+    let what = format!("there is nothing at {}", shortened(request.uri().path()));
+    Problem::new(404, "unknown-path", what).remedy(format!("see {BASE}/openapi.json for what there is")).into()
+}
+
+async fn no_such_method(request: Request) -> answer::Fault {
+    let what = format!("{} does not take {}", shortened(request.uri().path()), request.method());
+    Problem::new(405, "unknown-method", what).remedy(format!("see {BASE}/openapi.json for what it takes")).into()
+}
+
+/// Text of a caller's in a message: at most 100 characters.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(100) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_string(),
+    }
+}

@@ -34,6 +34,8 @@ pub struct Server {
     pub wake: Notify,
     /// Set once no new work is taken.
     pub stopping: CancellationToken,
+    /// Set once the last task is over, so that whoever follows events is let go.
+    pub stopped: CancellationToken,
     /// Set once everything must end at once.
     pub killed: CancellationToken,
 }

@@ -98,10 +98,12 @@ impl Store {
     /// Opens the file, creates it where it is missing, and brings it up to this version's format.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         // SQLite would create it readable for everybody.
-        OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(|source| StoreError::Database {
-            doing: "creating lull.db",
-            source: sqlx::Error::Io(source),
-        })?;
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|source| StoreError::Database { doing: "creating lull.db", source: sqlx::Error::Io(source) })?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .journal_mode(SqliteJournalMode::Wal)
@@ -208,7 +210,10 @@ impl Store {
     fn refused(&self, kind: &'static str, doing: &'static str, source: sqlx::Error) -> StoreError {
         match source.as_database_error() {
             Some(error) if error.is_unique_violation() => StoreError::Taken { kind },
-            Some(error) if error.is_foreign_key_violation() => StoreError::InUse { kind },
+            // SQLite reports `ON DELETE RESTRICT` below a cascade as a trigger's refusal (SQLITE_CONSTRAINT_TRIGGER).
+            Some(error) if error.is_foreign_key_violation() || error.code().as_deref() == Some("1811") => {
+                StoreError::InUse { kind }
+            }
             _ => self.failed(doing, source),
         }
     }

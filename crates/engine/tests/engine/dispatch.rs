@@ -247,7 +247,7 @@ fn groups(queue: &Queue, entry: &Entry, servers: &[ManagedServer]) -> Vec<((bool
     let mut first_pool = None;
     let mut order = Vec::new();
     let mut tried = entry.tried.clone();
-    loop {
+    for _ in servers {
         let probe = Entry { tried: tried.clone(), ..entry.clone() };
         let Some(chosen) = select(&queue.request(&probe, servers)).chosen else { break };
         if *first_pool.get_or_insert(preferred(&chosen.server)) != preferred(&chosen.server) {

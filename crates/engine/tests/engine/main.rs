@@ -1,6 +1,7 @@
 //! The rules of the engine as scenarios and properties, through its public API alone.
 
 mod consistency;
+mod consistency_properties;
 mod dispatch;
 mod failover;
 mod infrastructure;
@@ -9,6 +10,7 @@ mod selection;
 mod selection_properties;
 mod session;
 mod session_properties;
+mod session_run;
 mod timeline;
 mod validation;
 mod world;

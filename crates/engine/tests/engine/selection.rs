@@ -24,6 +24,17 @@ fn rejection(world: &World, name: &str) -> Rejection {
     }
 }
 
+/// Who gets the task when each server loses it in turn; one turn more than there are servers.
+fn failover_order(world: &mut World) -> Vec<String> {
+    let mut order = Vec::new();
+    for _ in 0..=world.servers.len() {
+        let Some(chosen) = select(&world.request()).chosen else { break };
+        world.tried.push(chosen.server);
+        order.push(chosen.name);
+    }
+    order
+}
+
 #[test]
 fn the_nearest_comes_first_and_the_backup_server_after_proxies_as_near() {
     let both = |net: u8| ["10.1.0.0/16", "10.2.0.0/16"][usize::from(net) - 1].parse().expect("a network");
@@ -210,11 +221,7 @@ fn the_fallback_does_not_lift_the_rule_for_windows_guests() {
 fn after_every_preferred_server_was_tried_the_backup_server_takes_over() {
     let servers = vec![proxy(1, Linux), proxy(2, Linux), backup_server()];
     let mut world = World::new(vm(1, 1), servers).prefer(&[server_id(1), server_id(2)], Fallback::BackupServer);
-    let mut order = Vec::new();
-    while let Some(chosen) = select(&world.request()).chosen {
-        world.tried.push(chosen.server);
-        order.push(chosen.name);
-    }
+    let order = failover_order(&mut world);
     assert_eq!(order, ["lin-1", "lin-2", "backup"]);
 }
 
@@ -222,11 +229,7 @@ fn after_every_preferred_server_was_tried_the_backup_server_takes_over() {
 fn failover_follows_the_rank_with_the_backup_server_in_its_own() {
     let local_backup = ManagedServer { networks: proxy(1, Linux).networks, ..backup_server() };
     let mut world = World::new(vm(1, 1), vec![proxy(3, Linux), local_backup, proxy(2, Linux), proxy(1, Linux)]);
-    let mut order = Vec::new();
-    while let Some(chosen) = select(&world.request()).chosen {
-        world.tried.push(chosen.server);
-        order.push(chosen.name);
-    }
+    let order = failover_order(&mut world);
     assert_eq!(order, ["lin-1", "backup", "lin-2", "lin-3"]);
 }
 

@@ -4,9 +4,8 @@ use crate::world::{at_ms, now, server_id};
 use lull_engine::failover::FailureClass;
 use lull_engine::ids::RestorePointId;
 use lull_engine::session::{
-    Action, AfterRecovery, Ending, FinalAccount, Hop, Ignored, Outcome, Owed, ProxyReport, RECOVERY_ATTEMPTS_MAX,
-    RecoveryPart, SessionEvent, SessionState, TaskEvent, TaskFailure, TaskState, Transition, advance, advance_session,
-    count, owed_after_finish,
+    Action, Ending, FinalAccount, Hop, Ignored, Outcome, Owed, ProxyReport, RECOVERY_ATTEMPTS_MAX, RecoveryPart,
+    TaskEvent, TaskFailure, TaskState, Transition, advance, owed_after_finish,
 };
 use lull_engine::timeline::Step;
 use uuid::Uuid;
@@ -369,44 +368,4 @@ fn a_failure_is_one_printable_sentence_whatever_the_guest_said() {
         failure.to_string(),
         "failed at the elevation in the guest: sudo said: [31mSorry, user lull may not run; allow it in /etc/sudoers"
     );
-}
-
-#[test]
-fn a_session_is_as_good_as_its_worst_task() {
-    let end =
-        |ending: Ending| TaskState::Finished { ending, at: now(), still_owed: Owed::default(), restore_point: None };
-    let success = end(Ending::Success);
-    let warning = end(Ending::Warning { messages: vec!["look".into()] });
-    let cancelled = end(Ending::Cancelled);
-    let failed = end(failed(FailureClass::GuestSide));
-    let started = SessionState::Running { since: now() };
-    for (tasks, expected) in [
-        (vec![&success, &success], Outcome::Success),
-        (vec![&warning, &success], Outcome::Warning),
-        (vec![&success, &cancelled, &warning], Outcome::Cancelled),
-        (vec![&failed, &cancelled, &warning, &success], Outcome::Failed),
-        (vec![], Outcome::Failed),
-    ] {
-        let counts = count(tasks);
-        let state = advance_session(&started, &SessionEvent::TasksChanged { counts }, at_ms(5));
-        assert_eq!(state, SessionState::Finished { since: now(), at: at_ms(5), outcome: expected });
-        // Late news changes nothing.
-        assert_eq!(advance_session(&state, &SessionEvent::CancelRequested, at_ms(9)), state);
-    }
-}
-
-#[test]
-fn a_session_ends_only_when_its_last_task_has() {
-    let recovering = {
-        let mut task = Task::running(Step::Copy);
-        task.send(TaskEvent::ServerRestarted);
-        task.state
-    };
-    assert!(matches!(&recovering, TaskState::Recovering { then: AfterRecovery::Close { .. }, .. }));
-    let counts = count([&recovering]);
-    assert_eq!((counts.recovering, counts.open()), (1, 1));
-    let started = SessionState::Running { since: now() };
-    let cancelling = advance_session(&started, &SessionEvent::CancelRequested, at_ms(1));
-    assert_eq!(cancelling, SessionState::Cancelling { since: now() });
-    assert_eq!(advance_session(&cancelling, &SessionEvent::TasksChanged { counts }, at_ms(2)), cancelling);
 }

@@ -78,7 +78,7 @@ fn a_backup_whose_maker_lives_is_left_alone_but_undoes_itself() {
 fn whole_restore_points_and_other_vms_stay() {
     let bed = Bed::new();
     let (whole, _) = bed.begin("pg1", "whole");
-    complete(&whole, b"{}").unwrap();
+    complete(&whole, b"{}", || true).unwrap();
     let (_, _) = bed.begin("pg1-b", "other");
     let (_, _) = bed.begin("pg1", "dead");
     fs::write(bed.repository.join("notes.txt"), "theirs").unwrap();
@@ -89,6 +89,16 @@ fn whole_restore_points_and_other_vms_stay() {
     assert!(left.iter().any(|f| f.ends_with("notes.txt")));
     assert!(!left.iter().any(|f| f.contains("dead")), "{left:?}");
     assert_eq!(left.iter().filter(|f| f.contains("pg1-b")).count(), 5, "{left:?}");
+}
+
+#[test]
+fn a_restore_point_that_nobody_waits_for_any_more_is_not_completed() {
+    let bed = Bed::new();
+    let (layout, claim) = bed.begin("pg1", "ab");
+    assert!(complete(&layout, b"{}", || false).is_err());
+    drop(claim);
+    assert_eq!(bed.sweep("pg1").remaining, Vec::<String>::new());
+    assert!(bed.files().is_empty());
 }
 
 #[test]

@@ -9,7 +9,8 @@ use tokio::net::UnixListener;
 
 use super::*;
 
-const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": []}}"#;
+const GREETING: &str =
+    r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": []}}"#;
 
 /// One step of the server's side.
 enum Do {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use lull_hypervisor::{BackupOrder, PreparedBackup, QemuHost, QemuVm, QmpClient, QmpLimits, SweepOrder, SweepReport, sweep};
+use lull_hypervisor::{
+    BackupOrder, PreparedBackup, QemuHost, QemuVm, QmpClient, QmpLimits, SweepOrder, SweepReport, sweep,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -72,7 +74,18 @@ impl Bed {
         let disks: Vec<Disk> = styles.iter().enumerate().map(|(n, s)| create_disk(dir.path(), n, *s, bytes)).collect();
         let mut command = Command::new(std::env::var("LULL_QEMU").unwrap_or("qemu-system-x86_64".into()));
         command.args(std::env::var("LULL_QEMU_ARGS").unwrap_or_default().split_whitespace());
-        command.args(["-name", "vm", "-machine", "q35", "-accel", "tcg,thread=multi", "-m", "32", "-nodefaults", "-no-user-config"]);
+        command.args([
+            "-name",
+            "vm",
+            "-machine",
+            "q35",
+            "-accel",
+            "tcg,thread=multi",
+            "-m",
+            "32",
+            "-nodefaults",
+            "-no-user-config",
+        ]);
         command.args(["-display", "none", "-device", "virtio-scsi-pci,id=scsi", "-object", "iothread,id=io"]);
         for (n, disk) in disks.iter().enumerate() {
             command.args(disk_arguments(n, disk));
@@ -232,18 +245,33 @@ fn disk_arguments(n: usize, disk: &Disk) -> Vec<String> {
     let file = disk.file.display();
     let node = format!("driver={},node-name=disk{n},file.driver=file,file.filename={file}", disk.format());
     let arguments = match disk.style {
-        Style::Blockdev | Style::Overlay | Style::OldQcow2 => vec!["-blockdev", &node, "-device", "virtio-blk-pci,drive=diskN,id=vdN"],
+        Style::Blockdev | Style::Overlay | Style::OldQcow2 => {
+            vec!["-blockdev", &node, "-device", "virtio-blk-pci,drive=diskN,id=vdN"]
+        }
         Style::IoThread => vec!["-blockdev", &node, "-device", "virtio-blk-pci,drive=diskN,id=vdN,iothread=io"],
         Style::ScsiRaw => vec!["-blockdev", &node, "-device", "scsi-hd,bus=scsi.0,drive=diskN,id=vdN"],
         Style::Drive => return vec!["-drive".into(), format!("if=virtio,format=qcow2,file={file}")],
     };
-    arguments.iter().map(|a| if a.starts_with("driver=") { (*a).to_owned() } else { a.replace("diskN", &format!("disk{n}")).replace("vdN", &format!("vd{n}")) }).collect()
+    arguments
+        .iter()
+        .map(|a| {
+            if a.starts_with("driver=") {
+                (*a).to_owned()
+            } else {
+                a.replace("diskN", &format!("disk{n}")).replace("vdN", &format!("vd{n}"))
+            }
+        })
+        .collect()
 }
 
 /// The path by which a monitor finds the guest device's block backend.
 async fn backend(control: &QmpClient, style: Style, n: usize) -> String {
     if style != Style::Drive {
-        return if style == Style::ScsiRaw { format!("vd{n}") } else { format!("/machine/peripheral/vd{n}/virtio-backend") };
+        return if style == Style::ScsiRaw {
+            format!("vd{n}")
+        } else {
+            format!("/machine/peripheral/vd{n}/virtio-backend")
+        };
     }
     // Without an id QEMU counts: the n-th anonymous drive is not known by anything but its place.
     let block = control.execute("query-block", Value::Null).await.unwrap();
@@ -298,7 +326,11 @@ pub fn files_in(dir: &Path) -> Vec<PathBuf> {
     for entry in std::fs::read_dir(dir).unwrap().flatten() {
         let path = entry.path();
         // A mounted ext4 has a lost+found of its own.
-        if path.is_dir() && !path.ends_with("lost+found") { found.extend(files_in(&path)) } else if path.is_file() { found.push(path) }
+        if path.is_dir() && !path.ends_with("lost+found") {
+            found.extend(files_in(&path))
+        } else if path.is_file() {
+            found.push(path)
+        }
     }
     found.sort();
     found

@@ -70,8 +70,12 @@ async fn a_hanging_fleecing_folder_delays_a_write_by_no_more_than_its_limit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hanging_repository_stalls_the_copy_but_not_the_vm_and_is_swept_when_it_is_back() {
-    let bed = Bed::start(&[Style::Blockdev]).await;
-    let mut hanging = freezable(&bed.repository, 128);
+    // Enough scattered data for the copy to have as many requests under way as it ever has.
+    let bed = Bed::start_sized(&[Style::Blockdev, Style::Blockdev], 512 * MIB, &[]).await;
+    for (disk, mib) in (0..400).step_by(2).flat_map(|mib| [(0, mib), (1, mib)]) {
+        bed.write(disk, 0x66, mib * MIB, MIB).await;
+    }
+    let mut hanging = freezable(&bed.repository, 1024);
     let mut order = bed.order("rp1");
     order.stall_timeout_s = 2;
     let mut backup = bed.taken(order).await;
@@ -88,6 +92,22 @@ async fn a_hanging_repository_stalls_the_copy_but_not_the_vm_and_is_swept_when_i
     hanging.thaw();
     let swept = bed.sweep(&[]).await;
     assert_eq!(swept.remaining, Vec::<String>::new());
+    bed.assert_as_before().await;
+}
+
+/// Closing an image writes to it: QEMU is not asked to while the repository hangs.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_in_a_hanging_repository_is_not_closed_before_it_is_back() {
+    let bed = Bed::start(&[Style::Blockdev]).await;
+    let mut hanging = freezable(&bed.repository, 128);
+    let backup = bed.taken(bed.order("rp1")).await;
+    hanging.freeze();
+    let report = backup.abandon().await.unwrap();
+    assert_eq!(report.remaining.first().map(String::as_str), Some("node lull-rp1-0-target"), "{report:?}");
+    assert!(report.removed.contains(&"node lull-rp1-0-cbw".to_owned()), "{report:?}");
+    assert!(bed.write(0, 0x33, 4 * MIB, MIB).await < LONGEST_WRITE);
+    hanging.thaw();
+    assert_eq!(bed.sweep(&[]).await.remaining, Vec::<String>::new());
     bed.assert_as_before().await;
 }
 
@@ -184,7 +204,17 @@ async fn cancelled_at_every_stage() {
     let cancel = CancellationToken::new();
     let token = cancel.clone();
     let began = std::time::Instant::now();
-    let error = backup.copy(move |p| if p.copied_bytes > 0 { token.cancel() }, cancel).await.unwrap_err();
+    let error = backup
+        .copy(
+            move |p| {
+                if p.copied_bytes > 0 {
+                    token.cancel()
+                }
+            },
+            cancel,
+        )
+        .await
+        .unwrap_err();
     assert_eq!(error.class, ErrorClass::Cancelled);
     assert!(began.elapsed() < Duration::from_secs(4));
     undone(&bed, backup).await;

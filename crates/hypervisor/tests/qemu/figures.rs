@@ -38,7 +38,12 @@ async fn a_copy_runs_at_the_speed_of_the_storage() {
     let files = backup.finish().await.unwrap();
     let finish_ms = began.elapsed().as_millis();
     let mib_per_s = done.stored_bytes / MIB * 1000 / done.took_ms.max(1);
-    println!("QEMU {}: copied {} MiB in {} ms: {mib_per_s} MiB/s; checked and durable in {finish_ms} ms", files.metadata.qemu_version, done.stored_bytes / MIB, done.took_ms);
+    println!(
+        "QEMU {}: copied {} MiB in {} ms: {mib_per_s} MiB/s; checked and durable in {finish_ms} ms",
+        files.metadata.qemu_version,
+        done.stored_bytes / MIB,
+        done.took_ms
+    );
     assert!(done.stored_bytes >= 512 * MIB && done.stored_bytes < 530 * MIB);
     bed.shut_down().await;
     tool("qemu-img", &["compare", str(&bed.disks[0].file), str(&files.disks[0])]);

@@ -32,7 +32,11 @@ async fn backup_equals_the_instant_of(bed: &Bed, styles: &[Style]) {
     backup.copy(|p| seen.push(p), CancellationToken::new()).await.unwrap();
     assert!(seen.windows(2).all(|w| w[0].copied_bytes <= w[1].copied_bytes), "{seen:?}");
     assert_eq!(seen.last().unwrap().copied_bytes, seen.last().unwrap().total_bytes);
-    assert_eq!(files_in(&bed.fleecing), Vec::<std::path::PathBuf>::new(), "fleecing images go as soon as a disk is copied");
+    assert_eq!(
+        files_in(&bed.fleecing),
+        Vec::<std::path::PathBuf>::new(),
+        "fleecing images go as soon as a disk is copied"
+    );
     backup.annotate("level", "crash");
     let files = backup.finish().await.unwrap();
     let (rounds, _) = load.stop().await;
@@ -42,7 +46,11 @@ async fn backup_equals_the_instant_of(bed: &Bed, styles: &[Style]) {
     for (reference, disk) in reference.iter().zip(&files.disks) {
         assert_same(reference, disk);
     }
-    assert!(files.metadata.disks.iter().all(|d| d.file_bytes < 20 * MIB), "holes stay holes: {:?}", files.metadata.disks);
+    assert!(
+        files.metadata.disks.iter().all(|d| d.file_bytes < 20 * MIB),
+        "holes stay holes: {:?}",
+        files.metadata.disks
+    );
     let (points, unreadable) = read_restore_points(&bed.repository).unwrap();
     assert_eq!((points.len(), unreadable.len()), (1, 0));
     assert_eq!(points[0].1, files.metadata);
@@ -129,7 +137,20 @@ async fn the_bitmap_knows_all_that_the_restore_point_does_not() {
     let files = backup.finish().await.unwrap();
     load.stop().await;
     let increment = bed.dir.path().join("increment.qcow2");
-    crate::bed::tool("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", crate::bed::str(&files.disks[0]), crate::bed::str(&increment)]);
+    crate::bed::tool(
+        "qemu-img",
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "qcow2",
+            "-b",
+            crate::bed::str(&files.disks[0]),
+            crate::bed::str(&increment),
+        ],
+    );
     let target = serde_json::json!({"driver": "qcow2", "node-name": "inc", "backing": null, "file": {"driver": "file", "filename": increment}});
     bed.control("blockdev-add", target).await;
     let job = serde_json::json!({"job-id": "inc", "device": "disk0", "target": "inc", "sync": "incremental", "bitmap": "lull-rp1", "auto-dismiss": false});
@@ -149,7 +170,14 @@ async fn the_bitmap_knows_all_that_the_restore_point_does_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_disk_is_left_out_and_named() {
-    let cd = ["-device", "scsi-cd,bus=scsi.0,id=cd0", "-drive", "if=none,id=ro0,format=raw,readonly=on,file=/bin/true", "-device", "scsi-hd,bus=scsi.0,drive=ro0,id=ro"];
+    let cd = [
+        "-device",
+        "scsi-cd,bus=scsi.0,id=cd0",
+        "-drive",
+        "if=none,id=ro0,format=raw,readonly=on,file=/bin/true",
+        "-device",
+        "scsi-hd,bus=scsi.0,drive=ro0,id=ro",
+    ];
     let bed = Bed::start_sized(&[Style::Blockdev], 64 * MIB, &cd).await;
     let mut backup = bed.taken(bed.order("rp1")).await;
     copy(&mut backup).await.unwrap();

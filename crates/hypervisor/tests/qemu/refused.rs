@@ -1,6 +1,6 @@
 //! A VM that is doing something else is left alone, and the error says what it is doing.
 
-use lull_hypervisor::{Busy, ErrorClass, QemuHost, QmpLimits, QemuVm, BackupOrder};
+use lull_hypervisor::{BackupOrder, Busy, ErrorClass, QemuHost, QemuVm, QmpLimits};
 use serde_json::{Value, json};
 
 use crate::bed::{Bed, MIB, Style, files_in};
@@ -27,7 +27,7 @@ async fn a_paused_vm_stays_paused() {
     let bed = Bed::start(&[Style::Blockdev]).await;
     bed.control("stop", Value::Null).await;
     refused_as_busy(&bed, "paused").await;
-    assert_eq!(bed.sweep(&[]).await.continued, false, "a pause that is not ours is not undone");
+    assert!(!bed.sweep(&[]).await.continued, "a pause that is not ours is not undone");
     assert_eq!(bed.run_state().await, "paused");
 }
 

@@ -35,7 +35,11 @@ impl Mounted {
         let source = tool("findmnt", &["-n", "-o", "SOURCE", "--mountpoint", str(&self.dir)]);
         assert!(source.starts_with("/dev/loop"), "refusing to freeze {source}");
         assert_ne!(device(&self.dir), device(Path::new("/")), "refusing to freeze the machine's root");
-        assert_ne!(device(&self.dir), device(self.dir.parent().unwrap()), "refusing to freeze what is not mounted here");
+        assert_ne!(
+            device(&self.dir),
+            device(self.dir.parent().unwrap()),
+            "refusing to freeze what is not mounted here"
+        );
         tool("fsfreeze", &["-f", str(&self.dir)]);
         self.frozen = true;
     }

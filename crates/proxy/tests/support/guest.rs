@@ -87,6 +87,36 @@ impl Guest {
         }
     }
 
+    /// The same for a call to a proxy.
+    #[allow(dead_code)]
+    pub fn target(&self) -> lull_proxy_wire::v1::GuestTarget {
+        use lull_proxy_wire::v1;
+        let pem = std::fs::read_to_string(testbed_folder().join("keys/id_test")).unwrap();
+        let key = v1::PrivateKey { pem, passphrase: String::new() };
+        v1::GuestTarget {
+            endpoints: vec![v1::Endpoint { host: "127.0.0.1".into(), port: self.port.into() }],
+            credential: Some(v1::Credential {
+                name: "root-key".into(),
+                user: "root".into(),
+                login: Some(v1::credential::Login::PrivateKey(key)),
+                ..Default::default()
+            }),
+            host_keys: vec![],
+        }
+    }
+
+    /// The guest's VM on its QEMU host.
+    #[allow(dead_code)]
+    pub fn hypervisor(&self, fleecing: &std::path::Path) -> lull_proxy_wire::v1::HypervisorTarget {
+        use lull_proxy_wire::v1;
+        let qemu = v1::QemuTarget {
+            sockets_dir: self.folder.display().to_string(),
+            vm: self.name.clone(),
+            fleecing_dir: fleecing.display().to_string(),
+        };
+        v1::HypervisorTarget { kind: Some(v1::hypervisor_target::Kind::Qemu(qemu)) }
+    }
+
     /// As root with the testbed's key.
     pub fn root(&self) -> GuestAccess {
         self.access("root", None, Elevation::None)

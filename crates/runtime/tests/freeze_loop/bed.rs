@@ -75,7 +75,7 @@ impl Bed {
         let slow_mount = if slow { "mount -o loop under/slow.img m/slow" } else { ":" };
         let script = format!(
             "set -e; cd {0}; mkdir m; mount -o loop root.img m
-             mount -t proc proc m/proc; mount -t sysfs sysfs m/sys; mount -t devtmpfs dev m/dev
+             mount -t proc proc m/proc; mount -t sysfs sysfs m/sys; mount -t cgroup2 cgroup2 m/sys/fs/cgroup; mount -t devtmpfs dev m/dev
              mount -t tmpfs -o mode=755 tmpfs m/run
              mount -o loop data.img m/data; mkdir -p m/data/nested m/data/sub; mount -o loop nested.img m/data/nested
              mount --bind m/data/sub m/bind; {slow_mount}
@@ -139,6 +139,13 @@ impl Bed {
             })
         };
         command
+    }
+
+    /// A cgroup of its own, as a login session has: its folder in the host.
+    pub fn session_cgroup(&self) -> String {
+        let folder = format!("/sys/fs/cgroup/lull-test-{}", self.holder.id());
+        std::fs::create_dir(self.path(&folder)).unwrap();
+        folder
     }
 
     pub fn place(&self, name: &str) -> &File {
@@ -230,6 +237,7 @@ impl Drop for Bed {
             let _ = kernel::thaw(file.as_fd());
         }
         self.places.clear();
+        let _ = std::fs::remove_dir(self.path(&format!("/sys/fs/cgroup/lull-test-{}", self.holder.id())));
         let _ = self.holder.kill();
         let _ = self.holder.wait();
         self.under_slow = None;

@@ -4,7 +4,8 @@
 //! or be cut. Then everything must take writes again in time, the label must be true, and nothing may be left.
 
 use crate::bed::Bed;
-use crate::component::{Component, deploy, send_signal, serve_arguments};
+use crate::client::{Component, send_signal};
+use crate::deploy::{deploy, serve_arguments, start};
 use lull_guest_wire::*;
 use lull_runtime::kernel;
 use std::os::fd::AsFd;
@@ -23,7 +24,7 @@ type Outcome = (u64, String);
 
 type Case = (&'static str, fn() -> Outcome);
 
-const CASES: [Case; 22] = [
+const CASES: [Case; 23] = [
     ("no renewal", no_renewal),
     ("budget used up although renewed", budget_used),
     ("SIGKILL of main", || killed(Victim::Main, libc::SIGKILL)),
@@ -40,6 +41,7 @@ const CASES: [Case; 22] = [
     ("socket half closed", || channel_cut(Cut::HalfSocket)),
     ("parent (sudo) killed, channel goes on", parent_killed),
     ("relaying parent killed", relay_killed),
+    ("login's cgroup killed (logind)", cgroup_killed),
     ("lease expiry during a slow FIFREEZE", || slow(Fault::Expiry)),
     ("thaw ordered during a slow FIFREEZE", || slow(Fault::Thaw)),
     ("SIGKILL of main during a slow FIFREEZE", || slow(Fault::Main)),
@@ -89,7 +91,7 @@ type Hanging = Vec<(String, Receiver<Instant>)>;
 
 /// A host that is frozen with writes hanging.
 fn frozen(bed: &Bed) -> (Component, Armed, Hanging) {
-    let mut component = Component::start(bed);
+    let mut component = start(bed);
     let armed = freeze(&mut component);
     let hanging = bed.create_files_that_hang("fault");
     (component, armed, hanging)
@@ -138,7 +140,7 @@ fn no_renewal() -> Outcome {
 
 fn budget_used() -> Outcome {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     component.arm(1, LEASE_MS, 2_000);
     let fault = Instant::now();
     component.freeze(1);
@@ -217,6 +219,8 @@ fn both_killed() -> Outcome {
     let bed = Bed::new();
     let (component, armed, hanging) = frozen(&bed);
     let fault = Instant::now();
+    // Two signals are never at once: stopped first, the watchdog cannot use the time in between.
+    send_signal(armed.watchdog_pid, libc::SIGSTOP);
     component.signal(libc::SIGKILL);
     send_signal(armed.watchdog_pid, libc::SIGKILL);
     std::thread::sleep(Duration::from_millis(THAW_WITHIN_MS));
@@ -236,7 +240,7 @@ fn both_killed() -> Outcome {
 
 fn watchdog_killed_before() -> Outcome {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     let armed = component.arm(1, LEASE_MS, 30_000);
     send_signal(armed.watchdog_pid, libc::SIGKILL);
     let refusal = component.ask(Command::Freeze(FreezeId(1))).unwrap_err();
@@ -248,7 +252,7 @@ fn watchdog_killed_before() -> Outcome {
 
 fn watchdog_stopped_before() -> Outcome {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     let armed = component.arm(1, LEASE_MS, 30_000);
     send_signal(armed.watchdog_pid, libc::SIGSTOP);
     std::thread::sleep(Duration::from_millis(1_600));
@@ -337,6 +341,26 @@ fn relay_killed() -> Outcome {
     (took_ms, "at once, and gone".into())
 }
 
+fn cgroup_killed() -> Outcome {
+    let bed = Bed::new();
+    let session = bed.session_cgroup();
+    let path = deploy(&bed);
+    let mut command = bed.command("/bin/sh");
+    command.args(["-c", "echo 0 > \"$0/cgroup.procs\"; exec \"$@\"", &session, &path]).args(serve_arguments());
+    let mut component = Component::over_pipes(command);
+    let armed = freeze(&mut component);
+    let inside = std::fs::read_to_string(bed.path(&format!("{session}/cgroup.procs"))).unwrap();
+    assert_eq!(inside.split_whitespace().collect::<Vec<_>>(), [component.hello.pid.to_string()], "the watchdog left");
+    assert!(armed.notes.iter().all(|note| !note.contains("cgroup")), "{:?}", armed.notes);
+    let hanging = bed.create_files_that_hang("fault");
+    let fault = Instant::now();
+    std::fs::write(bed.path(&format!("{session}/cgroup.kill")), "1").unwrap();
+    let took_ms = thawed_after(fault, &hanging, THAW_WITHIN_MS);
+    assert!(component.channel_closes_within(Duration::from_secs(4)));
+    nothing_left(&bed);
+    (took_ms, "watchdog had left it, thawed".into())
+}
+
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
     Expiry,
@@ -350,7 +374,7 @@ enum Fault {
 /// The disk under /slow stands still while its file system is being frozen; /data and /data/nested may be frozen already.
 fn slow(fault: Fault) -> Outcome {
     let bed = Bed::with_slow_disk();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     let armed = component.arm(1, LEASE_MS, 30_000);
     assert!(armed.plan.contains(&bed.superblock("/slow")));
     bed.dirty_slow();

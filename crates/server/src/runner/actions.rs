@@ -76,32 +76,32 @@ pub async fn perform(server: &Arc<Server>, task: Uuid, actions: Vec<Action>) {
 // These three record what happens, which performs what follows, which starts them: boxed, since a future cannot hold
 // itself.
 
-fn driven(server: Arc<Server>, task: Uuid, proxy: ServerId, epoch: u32) -> BoxFuture<'static, ()> {
+fn driven(server: Arc<Server>, task: Uuid, proxy: ServerId, epoch: u64) -> BoxFuture<'static, ()> {
     Box::pin(async move { drive::drive(&server, task, proxy, epoch).await })
 }
 
 fn guest_recovered(
     server: Arc<Server>,
     task: Uuid,
-    epoch: u32,
+    epoch: u64,
     last_proxy: ServerId,
     after_ms: u64,
 ) -> BoxFuture<'static, ()> {
     Box::pin(async move { recovery::recover_guest(&server, task, epoch, last_proxy, after_ms).await })
 }
 
-fn hypervisor_swept(server: Arc<Server>, task: Uuid, epoch: u32, after_ms: u64) -> BoxFuture<'static, ()> {
+fn hypervisor_swept(server: Arc<Server>, task: Uuid, epoch: u64, after_ms: u64) -> BoxFuture<'static, ()> {
     Box::pin(async move { recovery::sweep_hypervisor(&server, task, epoch, after_ms).await })
 }
 
-fn epoch_of(happening: &Happening) -> Option<u32> {
+fn epoch_of(happening: &Happening) -> Option<u64> {
     happening.events.iter().find_map(|event| match event {
         TaskEvent::Report { epoch, .. } | TaskEvent::RestorePointRecorded { epoch, .. } => Some(*epoch),
         _ => None,
     })
 }
 
-fn cannot_be_stored(epoch: u32, error: &StoreError) -> Happening {
+fn cannot_be_stored(epoch: u64, error: &StoreError) -> Happening {
     let failure = TaskFailure {
         step: None,
         hop: Hop::BackupServer,

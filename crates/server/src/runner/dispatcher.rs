@@ -10,7 +10,7 @@ use crate::store::StoreError;
 use crate::store::sessions::SessionKind;
 use jiff::Timestamp;
 use lull_api::session::EventKind;
-use lull_engine::dispatch::{Situation, SPILL_AFTER_MS, WaitingTask, dispatch};
+use lull_engine::dispatch::{SPILL_AFTER_MS, Situation, WaitingTask, dispatch};
 use lull_engine::ids::{JobId, ServerId, TaskId};
 use lull_engine::infrastructure::{ManagedServer, ServerState, Vm};
 use lull_engine::selection::{Request, Tier, select};
@@ -186,14 +186,12 @@ async fn without_guest(server: &Arc<Server>, infrastructure: &Snapshot, task: &W
 
 async fn hand_over(server: &Arc<Server>, open: &OpenTask, proxy: ServerId, told: EventKind) {
     let partial_file = open.row.work.backup.as_ref().map(|backup| backup.repository_dir.clone());
-    let happening =
-        Happening { told: vec![told], ..Happening::event(TaskEvent::Dispatch { proxy, partial_file }) };
+    let happening = Happening { told: vec![told], ..Happening::event(TaskEvent::Dispatch { proxy, partial_file }) };
     record(server, open.row.id, happening).await;
 }
 
 async fn nobody(server: &Arc<Server>, open: &OpenTask, cause: String, told: Option<EventKind>) {
-    let happening =
-        Happening { told: told.into_iter().collect(), ..Happening::event(TaskEvent::NoProxy { cause }) };
+    let happening = Happening { told: told.into_iter().collect(), ..Happening::event(TaskEvent::NoProxy { cause }) };
     record(server, open.row.id, happening).await;
 }
 

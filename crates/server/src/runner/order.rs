@@ -5,7 +5,7 @@ use super::report::Sent;
 use crate::secrets::Secrets;
 use crate::store::credentials::CredentialRow;
 use crate::store::infrastructure::{HostKeyRow, VmRow};
-use crate::store::sessions::{SessionKind, TaskRow};
+use crate::store::sessions::{SessionKind, TaskRow, short_id};
 use crate::store::{Store, StoreError, json};
 use lull_engine::failover::FailureClass;
 use lull_engine::ids::{CredentialId, SessionId, VmId};
@@ -180,7 +180,7 @@ fn host_key(key: HostKeyRow) -> v1::HostKey {
 pub async fn bitmaps_owed(store: &Store, task: &TaskRow) -> Result<Vec<String>, StoreError> {
     let mut newest = BTreeMap::new();
     for point in store.restore_points(Some(task.vm)).await?.into_iter().filter(|point| !point.bitmap.is_empty()) {
-        newest.entry(point.repository).or_insert(point.id.to_string());
+        newest.entry(point.repository).or_insert(short_id(point.id));
     }
     Ok(newest.into_values().collect())
 }
@@ -189,13 +189,13 @@ pub async fn bitmaps_owed(store: &Store, task: &TaskRow) -> Result<Vec<String>, 
 pub async fn task_order(
     store: &Store,
     task: &TaskRow,
-    epoch: u32,
+    epoch: u64,
     targets: Targets,
 ) -> Result<(v1::TaskOrder, Sent), NoOrder> {
     let work = match (&task.work.backup, task.work.kind) {
         (Some(backup), _) => Work::Backup(v1::BackupWork {
             repository_dir: backup.repository_dir.clone(),
-            restore_point_id: backup.restore_point.to_string(),
+            restore_point_id: backup.short_id(),
             speed_limit_bytes_per_s: backup.copy_limit_bytes_per_s,
             bitmaps_owed: bitmaps_owed(store, task).await?,
         }),
@@ -215,7 +215,7 @@ pub async fn task_order(
     let order = v1::TaskOrder {
         task_id: task.id.to_string(),
         session_id: task.session,
-        epoch: epoch.into(),
+        epoch,
         vm_id: task.vm.to_string(),
         vm_name: task.vm_name.clone(),
         guest: targets.guest,

@@ -42,7 +42,7 @@ pub async fn reopen(server: &Arc<Server>) -> Result<u32, StoreError> {
 }
 
 /// Sees to it that the guest is thawed and swept.
-pub async fn recover_guest(server: &Arc<Server>, task: Uuid, epoch: u32, last_proxy: ServerId, after_ms: u64) {
+pub async fn recover_guest(server: &Arc<Server>, task: Uuid, epoch: u64, last_proxy: ServerId, after_ms: u64) {
     tokio::time::sleep(Duration::from_millis(after_ms)).await;
     let Some((open, hold)) = still_recovering(server, task, epoch).await else { return };
     let result = match order::targets(&server.store, &server.secrets, &open.row).await {
@@ -50,11 +50,8 @@ pub async fn recover_guest(server: &Arc<Server>, task: Uuid, epoch: u32, last_pr
         // Without guest processing nothing of ours was ever in the guest.
         Ok(targets) if targets.guest.is_none() => Ok(None),
         Ok(targets) => {
-            let order = v1::RecoverOrder {
-                guest: targets.guest,
-                maybe_frozen: hold.owed.frozen,
-                ..empty_order(&open, epoch)
-            };
+            let order =
+                v1::RecoverOrder { guest: targets.guest, maybe_frozen: hold.owed.frozen, ..empty_order(&open, epoch) };
             attempt(server, &open, last_proxy, order).await.and_then(|receipt| {
                 if receipt.guest_checked && receipt.left_in_guest.is_empty() {
                     Ok(Some(receipt))
@@ -71,19 +68,14 @@ pub async fn recover_guest(server: &Arc<Server>, task: Uuid, epoch: u32, last_pr
 }
 
 /// Sweeps the hypervisor and removes the partial file.
-pub async fn sweep_hypervisor(server: &Arc<Server>, task: Uuid, epoch: u32, after_ms: u64) {
+pub async fn sweep_hypervisor(server: &Arc<Server>, task: Uuid, epoch: u64, after_ms: u64) {
     tokio::time::sleep(Duration::from_millis(after_ms)).await;
     let Some((open, hold)) = still_recovering(server, task, epoch).await else { return };
     let result = sweep(server, &open, &hold, epoch).await;
     conclude(server, &open, &hold, epoch, RecoveryPart::Hypervisor, result).await;
 }
 
-async fn sweep(
-    server: &Arc<Server>,
-    open: &OpenTask,
-    hold: &Hold,
-    epoch: u32,
-) -> Result<Option<v1::Receipt>, String> {
+async fn sweep(server: &Arc<Server>, open: &OpenTask, hold: &Hold, epoch: u64) -> Result<Option<v1::Receipt>, String> {
     // Only a backup touches the hypervisor.
     let Some(backup) = &open.row.work.backup else { return Ok(None) };
     let hypervisor = order::hypervisor(&server.store, &open.row).await.map_err(cause)?;
@@ -94,7 +86,7 @@ async fn sweep(
         // A recorded restore point keeps its files.
         restore_point_id: match hold.restore_point {
             Some(_) => String::new(),
-            None => backup.restore_point.to_string(),
+            None => backup.short_id(),
         },
         bitmaps_owed,
         ..empty_order(open, epoch)
@@ -109,16 +101,16 @@ async fn sweep(
     }
 }
 
-fn empty_order(open: &OpenTask, epoch: u32) -> v1::RecoverOrder {
+fn empty_order(open: &OpenTask, epoch: u64) -> v1::RecoverOrder {
     v1::RecoverOrder {
         task_id: open.row.id.to_string(),
-        epoch: epoch.into(),
+        epoch,
         vm_name: open.row.vm_name.clone(),
         ..Default::default()
     }
 }
 
-async fn still_recovering(server: &Arc<Server>, task: Uuid, epoch: u32) -> Option<(OpenTask, Hold)> {
+async fn still_recovering(server: &Arc<Server>, task: Uuid, epoch: u64) -> Option<(OpenTask, Hold)> {
     let open = server.book.open_task(task).await?;
     match open.row.state.clone() {
         TaskState::Recovering { hold, .. } if hold.epoch == epoch => Some((open, hold)),
@@ -168,9 +160,7 @@ async fn hear(
                 EventKind::StepEnded { step, state, detail, took_us }
             }
             Some(Event::Note(v1::Note { level, text })) => EventKind::Note { level, text },
-            Some(Event::Thawed(thawed)) => {
-                EventKind::Thawed { window_us: thawed.window_us, no_gap: thawed.no_gap }
-            }
+            Some(Event::Thawed(thawed)) => EventKind::Thawed { window_us: thawed.window_us, no_gap: thawed.no_gap },
             Some(Event::Progress(_) | Event::HostKeySeen(_) | Event::HoldReady(_) | Event::Frozen(_)) => continue,
         };
         record(server, open.row.id, Happening { told: vec![told], ..Default::default() }).await;
@@ -192,7 +182,7 @@ async fn conclude(
     server: &Arc<Server>,
     open: &OpenTask,
     hold: &Hold,
-    epoch: u32,
+    epoch: u64,
     part: RecoveryPart,
     result: Result<Option<v1::Receipt>, String>,
 ) {

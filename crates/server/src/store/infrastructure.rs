@@ -100,7 +100,12 @@ const VMS: &str = "SELECT vms.id, vms.host, hosts.name, vms.name, vms.guest_os, 
 
 impl Store {
     /// The managed server of this name; added where it is missing.
-    pub async fn ensure_server(&self, name: &str, is_backup_server: bool, now_us: i64) -> Result<ServerRow, StoreError> {
+    pub async fn ensure_server(
+        &self,
+        name: &str,
+        is_backup_server: bool,
+        now_us: i64,
+    ) -> Result<ServerRow, StoreError> {
         let doing = "storing a managed server";
         sqlx::query(
             "INSERT INTO managed_servers (id, name, is_backup_server, role_enabled, added_us) VALUES ($1, $2, $3, 1, $4) \
@@ -234,16 +239,15 @@ impl Store {
     /// Stores what an administrator may change about a VM.
     pub async fn update_vm(&self, vm: &VmRow) -> Result<(), StoreError> {
         let os = vm.guest_os.map(|os| if os == Platform::Linux { "linux" } else { "windows" });
-        let done = sqlx::query(
-            "UPDATE vms SET guest_os = $2, addresses = $3, connect = $4, credential = $5 WHERE id = $1",
-        )
-        .bind(vm.id.to_string())
-        .bind(os)
-        .bind(json(&vm.addresses))
-        .bind(&vm.connect)
-        .bind(vm.credential.map(|id| id.to_string()))
-        .execute(&self.writer)
-        .await;
+        let done =
+            sqlx::query("UPDATE vms SET guest_os = $2, addresses = $3, connect = $4, credential = $5 WHERE id = $1")
+                .bind(vm.id.to_string())
+                .bind(os)
+                .bind(json(&vm.addresses))
+                .bind(&vm.connect)
+                .bind(vm.credential.map(|id| id.to_string()))
+                .execute(&self.writer)
+                .await;
         self.removed("VM", done)
     }
 
@@ -292,9 +296,7 @@ impl Store {
     pub async fn repositories(&self) -> Result<Vec<RepositoryRow>, StoreError> {
         let rows = sqlx::query("SELECT id, name, path FROM repositories ORDER BY name").fetch_all(&self.readers).await;
         let rows = rows.map_err(|e| self.failed("reading repositories", e))?;
-        rows.iter()
-            .map(|row| Ok(RepositoryRow { id: self.id(row, 0)?, name: row.get(1), path: row.get(2) }))
-            .collect()
+        rows.iter().map(|row| Ok(RepositoryRow { id: self.id(row, 0)?, name: row.get(1), path: row.get(2) })).collect()
     }
 
     /// Removes a repository; refused while a job or a restore point uses it.

@@ -4,9 +4,9 @@ use super::{Store, StoreError, json};
 use crate::instant::{from_us, us};
 use jiff::Timestamp;
 use lull_api::session::SessionEvent;
+use lull_engine::failover::FailureClass;
 use lull_engine::ids::{CredentialId, JobId, RepositoryId, RestorePointId};
 use lull_engine::infrastructure::{CredentialKind, Platform};
-use lull_engine::failover::FailureClass;
 use lull_engine::session::{Hop, SessionState, TaskFailure, TaskState};
 use lull_engine::settings::GuestProcessing;
 use serde::{Deserialize, Serialize};
@@ -63,6 +63,20 @@ pub struct BackupPlan {
     pub restore_point: RestorePointId,
     /// Limit of the copy, in bytes per second; 0 for none.
     pub copy_limit_bytes_per_s: u64,
+}
+
+impl BackupPlan {
+    /// The restore point's id as proxies and hypervisors know it: the last 16 hexadecimal digits, all of them random,
+    /// since names inside a hypervisor are short.
+    pub fn short_id(&self) -> String {
+        short_id(self.restore_point.0)
+    }
+}
+
+/// See [`BackupPlan::short_id`].
+pub fn short_id(restore_point: Uuid) -> String {
+    let digits = restore_point.simple().to_string();
+    digits[16..].to_string()
 }
 
 /// What a task has to do, fixed when its session begins.

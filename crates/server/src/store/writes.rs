@@ -50,6 +50,11 @@ pub enum Write {
         /// The key.
         key: HostKeyRow,
     },
+    /// A guest showed its pinned host key: one that was refused before no longer waits for a person.
+    HostKeyFits {
+        /// The VM.
+        vm: Uuid,
+    },
     /// A guest refused a credential.
     Refused(Box<Refusal>),
     /// A proxy failed with a VM.
@@ -67,12 +72,7 @@ type Tx = Transaction<'static, Sqlite>;
 
 impl Store {
     /// Writes all of it; when this returns it is on disk. Answers the events with their numbers.
-    pub async fn write(
-        &self,
-        session: i64,
-        writes: &[Write],
-        now: Timestamp,
-    ) -> Result<Vec<SessionEvent>, StoreError> {
+    pub async fn write(&self, session: i64, writes: &[Write], now: Timestamp) -> Result<Vec<SessionEvent>, StoreError> {
         let doing = "recording a session's progress";
         let mut tx = self.begin(doing).await?;
         let last = sqlx::query_scalar::<_, i64>("SELECT last_event FROM sessions WHERE id = $1")
@@ -158,6 +158,10 @@ impl Store {
                            fingerprint = $4, public_key = $5, seen_us = $6";
                 let query = sqlx::query(sql).bind(vm.to_string()).bind(*pin).bind(&key.algorithm);
                 ("host key", query.bind(&key.fingerprint).bind(&key.public_key).bind(us(now)))
+            }
+            Write::HostKeyFits { vm } => {
+                let sql = "DELETE FROM host_keys WHERE vm = $1 AND pinned = 0";
+                ("host key", sqlx::query(sql).bind(vm.to_string()))
             }
             Write::Refused(refusal) => {
                 let sql = "INSERT INTO credential_rests (credential, vm, doc) VALUES ($1, $2, $3) \

@@ -1,0 +1,449 @@
+//! One task's work inside one guest, step by step: connect, deploy, inventory, scripts, quiesce, freeze and thaw
+//! ([`window`]), the thaw ladder ([`ladder`]), remove, receipt.
+//!
+//! Each method is one step of the timeline and says in one line what came of it. Knows nothing of hypervisors and nothing
+//! of the order of the steps: [`crate::task`] does.
+
+mod ladder;
+mod window;
+
+pub use window::{Inside, Pulse};
+
+use crate::access::{Elevation, GuestAccess};
+use crate::cancel::Cancel;
+use crate::carried::Image;
+use crate::channel::{ChannelError, GuestChannel};
+use crate::deploy;
+use crate::evidence::{Window, application_failures};
+use crate::failure::{self, Stop};
+use crate::receipt;
+use crate::reporter::Reporter;
+use crate::runtime_client::{CallError, RuntimeClient};
+use crate::ssh::{self, HostKeySeen};
+use async_trait::async_trait;
+use lull_engine::failover::FailureClass;
+use lull_engine::session::{Hop, TaskFailure};
+use lull_engine::settings::{GuestProcessing, ScriptMode};
+use lull_engine::timeline::Step;
+use lull_guest_wire::{
+    Answer, ApplicationQuiesced, Armed, Command, FreezeId, Hello, Inventory, QuiesceOrder, ScriptEnd, ScriptOrder,
+    ScriptResult, ScriptStage,
+};
+use lull_proxy_wire::v1;
+use lull_proxy_wire::v1::task_event::Event;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const INVENTORY_LIMIT: Duration = Duration::from_secs(60);
+const CONNECT_TO_APPLICATION_MS: u64 = 10_000;
+const RELEASE_LIMIT: Duration = Duration::from_secs(30);
+const BYE_LIMIT: Duration = Duration::from_secs(10);
+/// A script that is ended gets some seconds from the component; so long we wait beyond its time.
+const SCRIPT_GRACE: Duration = Duration::from_secs(15);
+/// So much of a script's output goes into the session, in characters.
+const SCRIPT_OUTPUT_CHARS_MAX: usize = 8_192;
+
+/// Opens ways into one guest.
+#[async_trait]
+pub trait Connector: Send + Sync {
+    /// Connects and logs in.
+    async fn connect(&self) -> Result<(Box<dyn GuestChannel>, Option<HostKeySeen>), ChannelError>;
+    /// What a person types to thaw these file systems.
+    fn thaw_command(&self, mount_points: &[String]) -> String;
+    /// What a login leaves in the guest and rightly so.
+    fn rightly_remains(&self) -> Vec<String>;
+}
+
+/// Connects over SSH.
+pub struct SshConnector(pub GuestAccess);
+
+#[async_trait]
+impl Connector for SshConnector {
+    async fn connect(&self) -> Result<(Box<dyn GuestChannel>, Option<HostKeySeen>), ChannelError> {
+        let channel = ssh::connect(&self.0).await?;
+        let seen = channel.host_key().clone();
+        Ok((Box::new(channel), Some(seen)))
+    }
+
+    fn thaw_command(&self, mount_points: &[String]) -> String {
+        let sudo = if matches!(self.0.elevation, Elevation::None) { "" } else { "sudo " };
+        let each = mount_points.iter().map(|mount_point| format!("{sudo}fsfreeze --unfreeze {mount_point}"));
+        let endpoint = self.0.endpoints.first();
+        let (host, port) = endpoint.map_or(("GUEST", 22), |e| (e.host.as_str(), e.port));
+        format!("ssh -p {port} {}@{host} '{}'", self.0.user, each.collect::<Vec<_>>().join("; "))
+    }
+
+    fn rightly_remains(&self) -> Vec<String> {
+        let mut remains = vec![
+            format!("entries of the logins of {} in the authentication log", self.0.user),
+            format!("entries of the logins of {} in wtmp and lastlog", self.0.user),
+        ];
+        match self.0.elevation {
+            Elevation::None => {}
+            Elevation::Sudo(_) => remains.push("entries of sudo in the authentication log (no timestamp)".into()),
+            Elevation::Su(_) => remains.push("entries of su in the authentication log".into()),
+        }
+        remains
+    }
+}
+
+/// One guest in the hands of one task.
+pub struct GuestSession<'a> {
+    connector: &'a dyn Connector,
+    image: &'a Image,
+    reporter: Reporter,
+    cancel: Cancel,
+    vm_name: String,
+    channel: Option<Box<dyn GuestChannel>>,
+    component: Option<(RuntimeClient, Hello)>,
+    armed: Option<(FreezeId, Armed)>,
+    /// A command that was given up: the component is still at it, until then at most.
+    given_up: Option<(u32, Instant)>,
+    /// What the guest is.
+    pub inventory: Option<Inventory>,
+    /// What became of its applications.
+    pub quiesced: Option<Vec<ApplicationQuiesced>>,
+    /// The freeze.
+    pub window: Window,
+}
+
+impl<'a> GuestSession<'a> {
+    /// Nothing is connected yet.
+    pub fn new(
+        connector: &'a dyn Connector,
+        image: &'a Image,
+        vm_name: &str,
+        reporter: Reporter,
+        cancel: Cancel,
+    ) -> Self {
+        GuestSession {
+            connector,
+            image,
+            reporter,
+            cancel,
+            vm_name: vm_name.into(),
+            channel: None,
+            component: None,
+            armed: None,
+            given_up: None,
+            inventory: None,
+            quiesced: None,
+            window: Window::default(),
+        }
+    }
+
+    /// Connects and logs in.
+    pub async fn connect(&mut self) -> Result<String, Stop> {
+        let connected = self.cancel.or(self.connector.connect()).await?;
+        let (channel, seen) = connected.map_err(|e| failure::of_channel(Step::Connect, &e))?;
+        if let Some(HostKeySeen { key, first_contact }) = seen {
+            self.reporter.tell(Event::HostKeySeen(v1::HostKeySeen { key: Some(key.into()), first_contact }));
+        }
+        let line = channel.describe();
+        self.channel = Some(channel);
+        Ok(line)
+    }
+
+    /// Puts the component there and starts it.
+    pub async fn deploy(&mut self) -> Result<String, Stop> {
+        let (image, cancel) = (self.image, self.cancel.clone());
+        let channel = self.channel(Step::Deploy)?;
+        let deployed = cancel.or(deploy::deploy(channel, image)).await?;
+        let deployed = deployed.map_err(|e| failure::of_channel(Step::Deploy, &e))?;
+        for folder in &deployed.swept {
+            self.reporter.info(format!("removed {folder}, which an earlier task had left"));
+        }
+        for note in deployed.notes {
+            self.reporter.warning(note);
+        }
+        let line = format!("{} as process {}", deployed.folder, deployed.hello.pid);
+        self.component = Some((deployed.client, deployed.hello));
+        Ok(line)
+    }
+
+    /// Looks at the guest.
+    pub async fn take_inventory(&mut self) -> Result<String, Stop> {
+        let answer = self.call(Step::Inventory, "the inventory failed", Command::Inventory, INVENTORY_LIMIT).await?;
+        let Answer::Inventory(inventory) = answer else { return Err(self.wrong(Step::Inventory, &answer)) };
+        for note in &inventory.notes {
+            self.reporter.info(note);
+        }
+        let line = format!(
+            "{}, {} file systems, {}",
+            inventory.os.name,
+            inventory.file_systems.len(),
+            match inventory.applications.as_slice() {
+                [] => "no known applications".to_string(),
+                apps => apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>().join(", "),
+            }
+        );
+        self.inventory = Some(inventory);
+        Ok(line)
+    }
+
+    /// Runs one of the two scripts. A failure is an error or a warning, as the settings say. Only the pre-freeze script can
+    /// be cancelled.
+    pub async fn script(&mut self, stage: ScriptStage, settings: &GuestProcessing) -> Result<String, Stop> {
+        let scripts = &settings.scripts.linux;
+        let (step, name, body) = match stage {
+            ScriptStage::PreFreeze => (Step::PreScript, "pre-freeze script", &scripts.pre),
+            ScriptStage::PostThaw => (Step::PostScript, "post-thaw script", &scripts.post),
+        };
+        let Some(body) = body else { return Ok("none".into()) };
+        let order = ScriptOrder {
+            stage,
+            body: body.clone().into_bytes(),
+            timeout_ms: scripts.timeout_ms,
+            environment: vec![("LULL_VM".into(), self.vm_name.clone())],
+        };
+        let limit = Duration::from_millis(scripts.timeout_ms) + SCRIPT_GRACE;
+        let cancel = self.cancel.clone();
+        self.settle().await;
+        let client = self.client(step)?;
+        let failed = |e: &CallError| failure::of_call(step, &format!("the {name} did not run to its end"), e);
+        let id = match client.send(Command::Script(order)).await {
+            Ok(id) => id,
+            Err(e) => return Err(self.give_up(&e, failed(&e)).into()),
+        };
+        let client = self.client(step)?;
+        let first = tokio::select! {
+            answer = client.answer_within(id, limit) => Some(answer),
+            () = cancel.cancelled(), if stage == ScriptStage::PreFreeze => None,
+        };
+        let (answer, cancelled) = match first {
+            Some(answer) => (answer, false),
+            None => {
+                let sent = client.send(Command::CancelScript).await;
+                let answer = match sent {
+                    Ok(_) => client.answer_within(id, SCRIPT_GRACE).await,
+                    Err(e) => Err(e),
+                };
+                (answer, true)
+            }
+        };
+        let answer = answer.map_err(|e| self.give_up(&e, failed(&e)))?;
+        let Answer::Script(result) = answer else { return Err(self.wrong(step, &answer)) };
+        self.tell_output(name, &result);
+        if cancelled {
+            return Err(cancel.stop());
+        }
+        let took = format!("in {} ms", result.took_ms);
+        let how = match result.end {
+            ScriptEnd::Exited(0) => return Ok(format!("exit code 0 {took}")),
+            ScriptEnd::Exited(code) => format!("the {name} ended with exit code {code} {took}"),
+            ScriptEnd::Signalled(signal) => format!("the {name} was killed by signal {signal} {took}"),
+            ScriptEnd::TimedOut => format!("the {name} took longer than {} ms and was killed", scripts.timeout_ms),
+            ScriptEnd::Cancelled => format!("the {name} was killed {took}"),
+        };
+        let last = last_line(&result.output);
+        let how = if last.is_empty() { how } else { format!("{how}; its last words: {last}") };
+        if scripts.mode == ScriptMode::IgnoreFailures {
+            self.reporter.warning(&how);
+            return Ok(how);
+        }
+        let remedy = "see its output in the session, and run it by hand in the guest";
+        Err(failure::of(step, Hop::Script, FailureClass::Script, how, remedy).into())
+    }
+
+    fn tell_output(&self, name: &str, result: &ScriptResult) {
+        if result.output.is_empty() {
+            return;
+        }
+        let text = printable(&result.output);
+        let skipped = text.chars().count().saturating_sub(SCRIPT_OUTPUT_CHARS_MAX);
+        let text: String = text.chars().skip(skipped).collect();
+        let dropped = match result.dropped_bytes as usize + skipped {
+            0 => String::new(),
+            n => format!(" (the first {n} bytes left out)"),
+        };
+        self.reporter.info(format!("output of the {name}{dropped}:\n{text}"));
+    }
+
+    /// Brings the applications to rest; the failures, one sentence each.
+    pub async fn quiesce(&mut self, settings: &GuestProcessing) -> Result<(String, Vec<String>), Stop> {
+        let checkpoint = settings.checkpoint;
+        let order = QuiesceOrder {
+            checkpoint: checkpoint.enabled,
+            checkpoint_timeout_ms: checkpoint.timeout_ms,
+            connect_timeout_ms: CONNECT_TO_APPLICATION_MS,
+        };
+        let count = self.inventory.as_ref().map_or(0, |inventory| inventory.applications.len()).max(1) as u64;
+        let limit = Duration::from_millis((checkpoint.timeout_ms + CONNECT_TO_APPLICATION_MS) * count + 15_000);
+        let answer =
+            self.call(Step::Quiesce, "the applications were not asked", Command::Quiesce(order), limit).await?;
+        let Answer::Quiesced(quiesced) = answer else { return Err(self.wrong(Step::Quiesce, &answer)) };
+        let failures = match &self.inventory {
+            Some(inventory) => application_failures(inventory, &quiesced),
+            None => Vec::new(),
+        };
+        let line = match quiesced.as_slice() {
+            [] => "no known applications".to_string(),
+            all => {
+                let at_rest = all.iter().filter(|app| app.result.is_ok() && app.caveats.is_empty()).count();
+                let took_ms = all.iter().map(|app| app.took_ms).max().unwrap_or(0);
+                format!("{at_rest} of {} at rest, the slowest in {took_ms} ms", all.len())
+            }
+        };
+        self.quiesced = Some(quiesced);
+        Ok((line, failures))
+    }
+
+    /// Lets the applications go again.
+    pub async fn release(&mut self) -> Result<String, Stop> {
+        self.settle().await;
+        let Some((client, _)) = &mut self.component else {
+            return Ok("they were let go when the component ended".into());
+        };
+        match client.call(Command::Release, RELEASE_LIMIT).await {
+            Ok(_) => Ok(String::new()),
+            Err(e) => {
+                let failure = failure::of_call(Step::Release, "the applications were not told to go on", &e);
+                Err(self.give_up(&e, failure).into())
+            }
+        }
+    }
+
+    /// Ends the component and sees it go.
+    pub async fn remove(&mut self) -> Result<String, Stop> {
+        let Some((mut client, hello)) = self.component.take() else { return Ok("it was gone already".into()) };
+        let said = client.call(Command::Bye, BYE_LIMIT).await;
+        for note in client.take_notes() {
+            self.reporter.info(note);
+        }
+        match said {
+            Ok(_) => Ok(format!("process {} ended in order", hello.pid)),
+            // The channel closes with the client: the component sees it and ends.
+            Err(e) => Ok(format!("process {} did not say goodbye ({e}); its channel was closed", hello.pid)),
+        }
+    }
+
+    /// A fresh look into the guest, over the same connection or a new one.
+    pub async fn look(&mut self) -> Result<receipt::GuestLook, ChannelError> {
+        if let Some(channel) = &self.channel
+            && let Ok(look) = receipt::look(channel.as_ref()).await
+        {
+            return Ok(look);
+        }
+        let (channel, _) = self.connector.connect().await?;
+        let look = receipt::look(channel.as_ref()).await;
+        self.channel = Some(channel);
+        look
+    }
+
+    /// What the logins left, rightly.
+    pub fn rightly_remains(&self) -> Vec<String> {
+        self.connector.rightly_remains()
+    }
+
+    /// Whether a component answers.
+    pub fn has_component(&self) -> bool {
+        self.component.is_some()
+    }
+
+    /// A new component where the last one was lost: for what must run after it.
+    pub async fn redeploy(&mut self) -> Result<(), ChannelError> {
+        if self.channel.is_none() {
+            self.channel = Some(self.connector.connect().await?.0);
+        }
+        let Some(channel) = &self.channel else { return Ok(()) };
+        let deployed = match deploy::deploy(channel.as_ref(), self.image).await {
+            Ok(deployed) => deployed,
+            Err(_) => {
+                let (channel, _) = self.connector.connect().await?;
+                let deployed = deploy::deploy(channel.as_ref(), self.image).await?;
+                self.channel = Some(channel);
+                deployed
+            }
+        };
+        self.component = Some((deployed.client, deployed.hello));
+        Ok(())
+    }
+
+    /// Ends the connection.
+    pub async fn close(&mut self) {
+        self.component = None;
+        if let Some(channel) = self.channel.take() {
+            channel.close().await;
+        }
+    }
+
+    fn channel(&self, step: Step) -> Result<&dyn GuestChannel, Stop> {
+        self.channel.as_deref().ok_or_else(|| lost(step))
+    }
+
+    fn client(&mut self, step: Step) -> Result<&mut RuntimeClient, Stop> {
+        self.component.as_mut().map(|(client, _)| client).ok_or_else(|| lost(step))
+    }
+
+    /// A command that may be given up when the task is cancelled: its answer is, not its sending.
+    async fn call(&mut self, step: Step, what: &str, command: Command, limit: Duration) -> Result<Answer, Stop> {
+        let cancel = self.cancel.clone();
+        cancel.check()?;
+        let client = self.client(step)?;
+        let id = match client.send(command).await {
+            Ok(id) => id,
+            Err(e) => return Err(self.give_up(&e, failure::of_call(step, what, &e)).into()),
+        };
+        let until = Instant::now() + limit;
+        let client = self.client(step)?;
+        let answer = match cancel.or(client.answer_within(id, limit)).await {
+            Ok(answer) => answer,
+            Err(stop) => {
+                self.given_up = Some((id, until));
+                return Err(stop);
+            }
+        };
+        let notes = client.take_notes();
+        for note in notes {
+            self.reporter.info(note);
+        }
+        Ok(answer.map_err(|e| self.give_up(&e, failure::of_call(step, what, &e)))?)
+    }
+
+    /// A component that was lost is not asked again: what must still run gets a new one.
+    fn give_up(&mut self, error: &CallError, failure: TaskFailure) -> TaskFailure {
+        if matches!(error, CallError::Lost(_) | CallError::Protocol(_)) {
+            self.component = None;
+        }
+        failure
+    }
+
+    /// Waits for the end of a command that was given up: the component does one thing at a time.
+    async fn settle(&mut self) {
+        if let (Some((id, until)), Some((client, _))) = (self.given_up.take(), &mut self.component) {
+            let _ = client.answer_within(id, until.saturating_duration_since(Instant::now())).await;
+        }
+    }
+
+    fn wrong(&self, step: Step, answer: &Answer) -> Stop {
+        let error = CallError::Protocol(format!("{answer:?}").chars().take(200).collect());
+        failure::of_call(step, "the component answered something else", &error).into()
+    }
+}
+
+fn lost(step: Step) -> Stop {
+    let error = CallError::Lost("it ended before".into());
+    failure::of_call(step, "there is no component to talk to", &error).into()
+}
+
+/// What a terminal can show: invalid and control characters become signs.
+fn printable(bytes: &[u8]) -> String {
+    let keep = |c: char| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c };
+    String::from_utf8_lossy(bytes).chars().map(keep).collect()
+}
+
+fn last_line(output: &[u8]) -> String {
+    let text = printable(output);
+    text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().chars().take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_that_is_no_text_does_no_harm() {
+        assert_eq!(printable(b"ok\x1b[2J\xff\n"), "ok\u{fffd}[2J\u{fffd}\n");
+        assert_eq!(last_line(b"first\nlast words\n\n"), "last words");
+    }
+}

@@ -1,0 +1,169 @@
+//! A fresh look into the guest for anything of ours, the sweep, and the thaw by hand: by the guest's own tools, not by
+//! anything that we put there.
+//!
+//! What we look for: processes of a component, deployment folders, the lock's folder, mounts. Knows nothing of tasks.
+
+use crate::channel::{ChannelError, Exit, FailureKind, GuestChannel, Hop, Limits, Script, shell_word};
+use crate::deploy;
+use std::time::Duration;
+
+/// Where the component keeps its lock; the same path as in the component.
+const LOCK_FOLDER: &str = "/run/lull.lock";
+const THAW_LIMIT: Duration = Duration::from_secs(20);
+
+/// What of ours is in a guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GuestLook {
+    /// Components that run: process and program.
+    pub processes: Vec<(u32, String)>,
+    /// Files and folders.
+    pub files: Vec<String>,
+    /// The lock's folder is there.
+    pub lock_folder: bool,
+    /// Mounts.
+    pub mounts: Vec<String>,
+}
+
+impl GuestLook {
+    /// One line for each thing that is left; empty is the promise.
+    pub fn left(&self) -> Vec<String> {
+        let processes = self.processes.iter().map(|(pid, program)| format!("process {pid} ({program})"));
+        let lock = self.lock_folder.then(|| format!("lock {LOCK_FOLDER}"));
+        let mounts = self.mounts.iter().map(|mount| format!("mount {mount}"));
+        processes.chain(self.files.iter().cloned()).chain(lock).chain(mounts).collect()
+    }
+}
+
+/// Looks. Starts three programs in the guest.
+pub async fn look(channel: &dyn GuestChannel) -> Result<GuestLook, ChannelError> {
+    let digits = "[0-9a-f]".repeat(16);
+    let places = deploy::FOLDERS.map(|folder| format!("{folder}/lull-{digits}*")).join(" ");
+    let script = format!(
+        r#"ls -l /proc/[0-9]*/exe 2>/dev/null | grep "/lull-[0-9a-f]*/lull-runtime";
+        for o in {places}; do if [ -e $o ]; then echo "file $o"; fi; done;
+        if [ -d {LOCK_FOLDER} ]; then echo "lock"; fi;
+        while read -r a b c; do case $b in */lull-*) echo "mount $b";; esac; done </proc/mounts;
+        echo end"#
+    );
+    let output = channel.exec_elevated(&Script::new("look for leftovers", &script), b"", Limits::default()).await?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    if output.exit != Exit::Code(0) || !text.trim_end().ends_with("end") {
+        return Err(ChannelError::new(
+            Hop::Exec,
+            FailureKind::GuestSide,
+            format!("the look for leftovers in {} ended with {}: {}", channel.describe(), output.exit, output.stderr),
+            "see whether the guest is out of memory or processes",
+        ));
+    }
+    Ok(parse(&text))
+}
+
+fn parse(text: &str) -> GuestLook {
+    let mut look = GuestLook::default();
+    for line in text.lines() {
+        if let Some(file) = line.strip_prefix("file ") {
+            look.files.push(file.into());
+        } else if line == "lock" {
+            look.lock_folder = true;
+        } else if let Some(mount) = line.strip_prefix("mount ") {
+            look.mounts.push(mount.into());
+        } else if let Some((left, program)) = line.split_once(" -> ")
+            && let Some(pid) = left.rsplit("/proc/").next().and_then(|rest| rest.strip_suffix("/exe")?.parse().ok())
+        {
+            look.processes.push((pid, program.into()));
+        }
+    }
+    look
+}
+
+/// Removes folders that earlier tasks left; which.
+pub async fn sweep(channel: &dyn GuestChannel) -> Result<Vec<String>, ChannelError> {
+    let output = channel.exec_elevated(&deploy::sweep_script(), b"", Limits::default()).await?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(text.lines().filter_map(|line| line.strip_prefix("~ ")).map(str::to_string).collect())
+}
+
+/// Ends components whose proxy is gone: their main process is killed, and the watchdog then thaws and ends by itself. A
+/// watchdog is never killed here.
+pub async fn evict(channel: &dyn GuestChannel, look: &GuestLook) -> Result<(), ChannelError> {
+    let pids: Vec<String> = look.processes.iter().map(|(pid, _)| pid.to_string()).collect();
+    // A watchdog's parent is a component too; a main process's parent is not.
+    let script = format!(
+        r#"all=" {all} ";
+        for p in $all; do
+          while read -r k v; do if [ "$k" = PPid: ]; then case "$all" in *" $v "*) ;; *) kill -9 $p;; esac; fi; done </proc/$p/status;
+        done 2>/dev/null; exit 0"#,
+        all = pids.join(" ")
+    );
+    channel
+        .exec_elevated(&Script::new("end the component of an earlier task", &script), b"", Limits::default())
+        .await?;
+    Ok(())
+}
+
+/// Removes the lock's folder, if nobody holds the lock any more.
+pub async fn remove_lock(channel: &dyn GuestChannel) -> Result<(), ChannelError> {
+    let script = format!("if [ -d {LOCK_FOLDER} ]; then rmdir {LOCK_FOLDER}; fi; exit 0");
+    channel.exec_elevated(&Script::new("remove the lock of an earlier task", &script), b"", Limits::default()).await?;
+    Ok(())
+}
+
+/// Thaws these file systems with the guest's own `fsfreeze`. One that is not frozen is fine.
+pub async fn thaw_by_hand(channel: &dyn GuestChannel, mount_points: &[String]) -> Result<String, String> {
+    let mut words = Vec::new();
+    for mount_point in mount_points {
+        words.push(shell_word(mount_point).ok_or_else(|| format!("no shell can be told the path {mount_point:?}"))?);
+    }
+    let script = format!(
+        r#"for m in {}; do
+          if e=$(LC_ALL=C fsfreeze --unfreeze "$m" 2>&1); then echo "thawed $m";
+          else case $e in *"Invalid argument"*) echo "free $m";; *) echo "failed $m" ${{e##*: }};; esac; fi;
+        done"#,
+        words.join(" ")
+    );
+    let limits = Limits { timeout: THAW_LIMIT, ..Limits::default() };
+    let output =
+        channel.exec_elevated(&Script::new("thaw by hand", &script), b"", limits).await.map_err(|e| e.to_string())?;
+    judge_thaw(&String::from_utf8_lossy(&output.stdout), mount_points.len())
+}
+
+fn judge_thaw(text: &str, expected: usize) -> Result<String, String> {
+    let lines: Vec<&str> = text.lines().collect();
+    match lines.iter().find(|line| line.starts_with("failed ")) {
+        Some(failed) => Err(failed.to_string()),
+        None if lines.len() < expected => Err(format!("only {} of {expected} file systems answered", lines.len())),
+        None => {
+            let thawed = lines.iter().filter(|line| line.starts_with("thawed ")).count();
+            Ok(format!("{thawed} of {expected} file systems were still frozen"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_named() {
+        let text = "lrwxrwxrwx 1 root root 0 Nov 22 12:00 /proc/811/exe -> /run/lull-00c0ffee00c0ffee/lull-runtime (deleted)\n\
+                    file /tmp/lull-00c0ffee00c0ffee\nlock\nmount /run/lull-x\nend\n";
+        let left = parse(text).left();
+        assert_eq!(
+            left,
+            [
+                "process 811 (/run/lull-00c0ffee00c0ffee/lull-runtime (deleted))",
+                "/tmp/lull-00c0ffee00c0ffee",
+                "lock /run/lull.lock",
+                "mount /run/lull-x",
+            ]
+        );
+        assert!(parse("end\n").left().is_empty());
+    }
+
+    #[test]
+    fn a_thaw_by_hand_is_believed_only_when_every_file_system_answered() {
+        assert_eq!(judge_thaw("thawed /\nfree /boot\n", 2).unwrap(), "1 of 2 file systems were still frozen");
+        assert!(judge_thaw("thawed /\n", 2).is_err());
+        assert_eq!(judge_thaw("failed / not found\n", 1).unwrap_err(), "failed / not found");
+    }
+}

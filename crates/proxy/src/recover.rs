@@ -1,0 +1,260 @@
+//! Sees to it that a guest is thawed and swept and that the hypervisor holds nothing of ours, whatever an earlier task left.
+//!
+//! Idempotent, and needs no memory of that task: it looks, waits for a running watchdog to end, evicts a component whose proxy
+//! is gone, thaws by hand where component and watchdog were killed together (the lock's folder tells), and sweeps.
+
+use crate::cancel::Cancel;
+use crate::channel::{ChannelError, GuestChannel, Limits, Script};
+use crate::failure;
+use crate::guest_session::Connector;
+use crate::order::QemuSpec;
+use crate::receipt::{self, GuestLook};
+use crate::reporter::{Reporter, StepOutcome};
+use lull_engine::failover::FailureClass;
+use lull_engine::session::{Hop, TaskFailure};
+use lull_engine::timeline::Step;
+use lull_guest_wire::lease::LEASE_MS_DEFAULT;
+use lull_hypervisor::{QemuHost, SweepOrder, sweep};
+use lull_proxy_wire::v1;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// A component whose proxy is gone ends by itself within its lease; then it is evicted.
+const PATIENCE: Duration = Duration::from_millis(LEASE_MS_DEFAULT + 2_000);
+/// An evicted component's watchdog thaws at once, unless a `FIFREEZE` is in flight.
+const GONE_WITHIN: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+
+/// What to see to.
+pub struct Recovery<'a> {
+    /// The VM's name, for people.
+    pub vm_name: String,
+    /// The way into the guest, where there is anything to see to.
+    pub connector: Option<&'a dyn Connector>,
+    /// Whether something may be frozen there.
+    pub maybe_frozen: bool,
+    /// The hypervisor and the folders to sweep, where there is anything to see to.
+    pub hypervisor: Option<HypervisorSweep>,
+}
+
+/// What to sweep at the hypervisor.
+pub struct HypervisorSweep {
+    /// The VM.
+    pub qemu: QemuSpec,
+    /// The repository.
+    pub repository_dir: PathBuf,
+    /// Bitmaps that stay, by name.
+    pub bitmaps_owed: Vec<String>,
+}
+
+/// Recovers, and gives the account.
+pub async fn run(recovery: Recovery<'_>, reporter: Reporter, cancel: Cancel) -> v1::Finished {
+    let mut receipt = v1::Receipt::default();
+    let mut failure = None;
+    if let Some(connector) = recovery.connector {
+        let guest = cancel.or(recover_guest(connector, &recovery, &reporter)).await;
+        match guest {
+            Ok(Ok(look)) => {
+                receipt.guest_checked = true;
+                receipt.left_in_guest = look.left();
+                receipt.rightly_remains = connector.rightly_remains();
+            }
+            Ok(Err(error)) => failure = Some(error),
+            Err(_) => return cancelled(receipt),
+        }
+    }
+    if let Some(hypervisor) = &recovery.hypervisor {
+        let began = reporter.started(Step::Verify, "sweep of the hypervisor");
+        let order = SweepOrder {
+            bitmaps_owed: hypervisor.bitmaps_owed.clone(),
+            fleecing_dir: hypervisor.qemu.fleecing_dir.clone(),
+            repository_dir: hypervisor.repository_dir.clone(),
+        };
+        let host = QemuHost::new(&hypervisor.qemu.sockets_dir);
+        match sweep(&host, &hypervisor.qemu.vm, &order).await {
+            Ok(report) => {
+                receipt.hypervisor_checked = true;
+                for removed in &report.removed {
+                    reporter.info(format!("removed {removed}"));
+                }
+                if report.continued {
+                    reporter.warning("the VM stood still because of an earlier task and was continued");
+                }
+                if let Some(why) = report.vm_gone {
+                    reporter.info(format!("only files were swept: {why}"));
+                }
+                receipt.left_in_hypervisor = report.remaining;
+                let line = format!("{} things removed", report.removed.len());
+                reporter.ended(Step::Verify, StepOutcome::Ok, line, began.elapsed());
+            }
+            Err(e) => {
+                reporter.ended(
+                    Step::Verify,
+                    StepOutcome::Failed,
+                    format!("{}; {}", e.cause, e.remedy),
+                    began.elapsed(),
+                );
+                failure.get_or_insert_with(|| failure::of_hypervisor(Step::Verify, &e));
+            }
+        }
+    }
+    let clean = receipt.left_in_guest.is_empty() && receipt.left_in_hypervisor.is_empty();
+    let outcome = match (&failure, clean && !reporter.has_warnings()) {
+        (Some(_), _) => "failed",
+        (None, true) => "success",
+        (None, false) => "warning",
+    };
+    v1::Finished {
+        outcome: outcome.into(),
+        failure_json: failure.and_then(|failure| serde_json::to_string(&failure).ok()).unwrap_or_default(),
+        receipt: Some(receipt),
+        ..Default::default()
+    }
+}
+
+fn cancelled(receipt: v1::Receipt) -> v1::Finished {
+    v1::Finished { outcome: "cancelled".into(), receipt: Some(receipt), ..Default::default() }
+}
+
+async fn recover_guest(
+    connector: &dyn Connector,
+    recovery: &Recovery<'_>,
+    reporter: &Reporter,
+) -> Result<GuestLook, TaskFailure> {
+    let began = reporter.started(Step::Connect, "");
+    let connected = connector.connect().await;
+    let (channel, _) = told(reporter, Step::Connect, began, connected, |(channel, _)| channel.describe())?;
+
+    let began = reporter.started(Step::Thaw, "");
+    let thawed = thaw(channel.as_ref(), connector, recovery, reporter).await;
+    let outcome = if thawed.is_ok() { StepOutcome::Ok } else { StepOutcome::Failed };
+    let line = match &thawed {
+        Ok(line) => line.clone(),
+        Err(failure) => failure.to_string(),
+    };
+    reporter.ended(Step::Thaw, outcome, line, began.elapsed());
+    thawed?;
+
+    let began = reporter.started(Step::Remove, "");
+    let swept = receipt::sweep(channel.as_ref()).await;
+    told(reporter, Step::Remove, began, swept, |swept| match swept.as_slice() {
+        [] => "nothing was left".to_string(),
+        folders => format!("removed {}", folders.join(", ")),
+    })?;
+
+    let began = reporter.started(Step::Receipt, "");
+    let look = receipt::look(channel.as_ref()).await;
+    let look = told(reporter, Step::Receipt, began, look, |look| match look.left().as_slice() {
+        [] => "nothing of ours is left".to_string(),
+        left => format!("left: {}", left.join(", ")),
+    })?;
+    channel.close().await;
+    Ok(look)
+}
+
+fn told<T>(
+    reporter: &Reporter,
+    step: Step,
+    began: Instant,
+    result: Result<T, ChannelError>,
+    line: impl FnOnce(&T) -> String,
+) -> Result<T, TaskFailure> {
+    match result {
+        Ok(value) => {
+            reporter.ended(step, StepOutcome::Ok, line(&value), began.elapsed());
+            Ok(value)
+        }
+        Err(e) => {
+            reporter.ended(step, StepOutcome::Failed, format!("{e}; {}", e.remedy), began.elapsed());
+            Err(failure::of_channel(step, &e))
+        }
+    }
+}
+
+/// Nobody of ours alive, and nothing of ours frozen.
+async fn thaw(
+    channel: &dyn GuestChannel,
+    connector: &dyn Connector,
+    recovery: &Recovery<'_>,
+    reporter: &Reporter,
+) -> Result<String, TaskFailure> {
+    let of_channel = |e: ChannelError| failure::of_channel(Step::Thaw, &e);
+    let mut look = wait_until_gone(channel, PATIENCE).await.map_err(of_channel)?;
+    if !look.processes.is_empty() {
+        reporter.info("a component of an earlier task still runs and is ended");
+        receipt::evict(channel, &look).await.map_err(of_channel)?;
+        look = wait_until_gone(channel, GONE_WITHIN).await.map_err(of_channel)?;
+    }
+    if !look.processes.is_empty() {
+        let cause = format!("{} does not end", look.left().join(", "));
+        let remedy = "see what it waits for in the guest's kernel log; a disk that hangs is the usual reason";
+        return Err(failure::of(Step::Thaw, Hop::Runtime, FailureClass::GuestSide, cause, remedy));
+    }
+    // Whoever ends in order takes the lock's folder along.
+    if !look.lock_folder {
+        return Ok("no component is alive, and the last one ended in order".into());
+    }
+    if !recovery.maybe_frozen {
+        receipt::remove_lock(channel).await.map_err(of_channel)?;
+        return Ok("an earlier component was killed before it froze anything; its lock is removed".into());
+    }
+    let mount_points = block_mounts(channel).await.map_err(of_channel)?;
+    let result = receipt::thaw_by_hand(channel, &mount_points).await;
+    match result {
+        Ok(line) => {
+            receipt::remove_lock(channel).await.map_err(of_channel)?;
+            Ok(format!("component and watchdog were killed; by hand: {line}"))
+        }
+        Err(why) => {
+            let command = connector.thaw_command(&mount_points);
+            let cause = format!("nobody could confirm the thaw of {}: {why}; run this: {command}", recovery.vm_name);
+            let remedy = "run that command in the guest at once, or restart the guest";
+            Err(failure::of(Step::Thaw, Hop::FileSystem, FailureClass::FileSystem, cause, remedy))
+        }
+    }
+}
+
+async fn wait_until_gone(channel: &dyn GuestChannel, patience: Duration) -> Result<GuestLook, ChannelError> {
+    let until = tokio::time::Instant::now() + patience;
+    loop {
+        let look = receipt::look(channel).await?;
+        if look.processes.is_empty() || tokio::time::Instant::now() >= until {
+            return Ok(look);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Where file systems on block devices are mounted, each device once, outermost first.
+async fn block_mounts(channel: &dyn GuestChannel) -> Result<Vec<String>, ChannelError> {
+    let script = Script::new("list its mounts", "cat /proc/mounts");
+    let output = channel.exec_elevated(&script, b"", Limits::default()).await?;
+    Ok(block_mounts_in(&String::from_utf8_lossy(&output.stdout)))
+}
+
+fn block_mounts_in(mounts: &str) -> Vec<String> {
+    let mut devices = Vec::new();
+    let mut mount_points = Vec::new();
+    for line in mounts.lines() {
+        let mut words = line.split(' ');
+        let (Some(device), Some(mount_point)) = (words.next(), words.next()) else { continue };
+        if device.starts_with("/dev/") && !devices.contains(&device) {
+            devices.push(device);
+            // The kernel writes blanks in paths as \040.
+            mount_points.push(mount_point.replace("\\040", " "));
+        }
+    }
+    mount_points
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_block_device_is_thawed_once_outermost_first() {
+        let mounts = "proc /proc proc rw 0 0\n/dev/vda / ext4 rw 0 0\n/dev/vdb /srv/my\\040data xfs rw 0 0\n\
+                      tmpfs /run tmpfs rw 0 0\n/dev/vda /bind ext4 rw 0 0\n";
+        assert_eq!(block_mounts_in(mounts), ["/", "/srv/my data"]);
+    }
+}

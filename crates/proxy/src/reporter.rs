@@ -1,0 +1,151 @@
+//! Tells the backup server what happens, in order and without gaps.
+//!
+//! Telling never waits: events go into memory, and inside the freeze window they are kept there until the guest is thawed,
+//! so that nothing of ours competes with the snapshot. Knows nothing of what the events mean.
+
+use lull_engine::timeline::Step;
+use lull_proxy_wire::v1;
+use lull_proxy_wire::v1::task_event::Event;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc;
+use tonic::Status;
+
+/// What goes over the wire.
+pub type Sent = Result<v1::TaskEvent, Status>;
+
+/// Tells one caller about one piece of work. Clones tell the same caller.
+#[derive(Clone)]
+pub struct Reporter(Arc<Mutex<Inner>>);
+
+struct Inner {
+    to: mpsc::UnboundedSender<Sent>,
+    seq: u64,
+    /// Filled while events are held back.
+    held: Option<Vec<v1::TaskEvent>>,
+    warnings: Vec<String>,
+}
+
+/// How a step ended, on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StepOutcome {
+    /// As it should.
+    Ok,
+    /// With something to look at.
+    Warning,
+    /// Not.
+    Failed,
+    /// Left out.
+    Skipped,
+    /// By a person.
+    Cancelled,
+}
+
+impl StepOutcome {
+    fn name(self) -> &'static str {
+        match self {
+            StepOutcome::Ok => "ok",
+            StepOutcome::Warning => "warning",
+            StepOutcome::Failed => "failed",
+            StepOutcome::Skipped => "skipped",
+            StepOutcome::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl Reporter {
+    /// A reporter, and what it tells.
+    pub fn new() -> (Reporter, mpsc::UnboundedReceiver<Sent>) {
+        let (to, receiver) = mpsc::unbounded_channel();
+        (Reporter(Arc::new(Mutex::new(Inner { to, seq: 0, held: None, warnings: Vec::new() }))), receiver)
+    }
+
+    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Resolves when nobody listens any more.
+    pub async fn closed(&self) {
+        let to = self.inner().to.clone();
+        to.closed().await;
+    }
+
+    /// Tells one event.
+    pub fn tell(&self, event: Event) {
+        let mut inner = self.inner();
+        inner.seq += 1;
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let event = v1::TaskEvent { seq: inner.seq, at_us: since_epoch.as_micros() as i64, event: Some(event) };
+        match &mut inner.held {
+            Some(held) => held.push(event),
+            // A caller that is gone is noticed elsewhere; the work is ended in order.
+            None => drop(inner.to.send(Ok(event))),
+        }
+    }
+
+    /// Keeps events back until [`Reporter::let_go`].
+    pub fn hold_back(&self) {
+        self.inner().held.get_or_insert_default();
+    }
+
+    /// Tells what was kept back.
+    pub fn let_go(&self) {
+        let mut inner = self.inner();
+        for event in inner.held.take().unwrap_or_default() {
+            drop(inner.to.send(Ok(event)));
+        }
+    }
+
+    /// A step begins.
+    pub fn started(&self, step: Step, detail: impl Into<String>) -> Instant {
+        self.tell(Event::StepStarted(v1::StepStarted { step: step.name().into(), detail: detail.into() }));
+        Instant::now()
+    }
+
+    /// A step ended.
+    pub fn ended(&self, step: Step, outcome: StepOutcome, detail: impl Into<String>, took: Duration) {
+        self.tell(Event::StepEnded(v1::StepEnded {
+            step: step.name().into(),
+            outcome: outcome.name().into(),
+            detail: detail.into(),
+            took_us: took.as_micros() as u64,
+        }));
+    }
+
+    /// Something worth knowing.
+    pub fn info(&self, text: impl Into<String>) {
+        self.tell(Event::Note(v1::Note { level: "info".into(), text: text.into() }));
+    }
+
+    /// Something to look at; it makes a success a warning.
+    pub fn warning(&self, text: impl Into<String>) {
+        let text = text.into();
+        self.inner().warnings.push(text.clone());
+        self.tell(Event::Note(v1::Note { level: "warning".into(), text }));
+    }
+
+    /// Whether there was a warning.
+    pub fn has_warnings(&self) -> bool {
+        !self.inner().warnings.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn events_are_numbered_without_gaps_and_kept_back_in_the_window() {
+        let (reporter, mut told) = Reporter::new();
+        reporter.info("one");
+        reporter.hold_back();
+        reporter.warning("two");
+        assert_eq!(told.recv().await.unwrap().unwrap().seq, 1);
+        assert!(told.try_recv().is_err());
+        reporter.let_go();
+        reporter.info("three");
+        let seqs = [told.recv().await.unwrap().unwrap().seq, told.recv().await.unwrap().unwrap().seq];
+        assert_eq!(seqs, [2, 3]);
+        assert!(reporter.has_warnings());
+    }
+}

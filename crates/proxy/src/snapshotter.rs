@@ -1,0 +1,129 @@
+//! What a task needs of the hypervisor, from *prepared* to *nothing left*, and the one that there is: QEMU.
+//!
+//! Knows nothing of guests. `fake::FakeSnapshotter` stands in for it in tests.
+
+use crate::order::{BackupSpec, QemuSpec};
+use async_trait::async_trait;
+use lull_hypervisor::{
+    BackupOrder, ErrorClass, HypervisorError, PreparedBackup, QemuHost, QemuVm, SnapshotTaken, Step, SweepReport,
+};
+use lull_proxy_wire::v1;
+use tokio_util::sync::CancellationToken;
+
+/// Called several times a second with bytes done and bytes in all.
+pub type ProgressSink<'a> = &'a mut (dyn FnMut(u64, u64) + Send);
+
+/// One backup of one VM, step by step in this order.
+#[async_trait]
+pub trait Snapshotter: Send {
+    /// Everything ahead of the freeze window. The result is one line for people.
+    async fn prepare(&mut self) -> Result<String, HypervisorError>;
+    /// The only step inside the window.
+    async fn snapshot(&mut self, guest_is_frozen: bool) -> Result<SnapshotTaken, HypervisorError>;
+    /// Copies to the repository while the guest writes on.
+    async fn copy(&mut self, progress: ProgressSink<'_>, cancel: CancellationToken) -> Result<String, HypervisorError>;
+    /// Checks the copy, makes it durable and final. `notes` are written into it.
+    async fn finish(&mut self, notes: &[(&str, String)]) -> Result<v1::RestorePointFiles, HypervisorError>;
+    /// Undoes whatever was not finished. Idempotent, allowed at any time.
+    async fn abandon(&mut self) -> Result<SweepReport, HypervisorError>;
+    /// A fresh look: what of ours is there and not owed.
+    async fn left(&mut self) -> Result<Vec<String>, HypervisorError>;
+}
+
+/// A backup by QMP.
+pub struct QemuSnapshotter {
+    qemu: QemuSpec,
+    backup: BackupSpec,
+    task: String,
+    epoch: u64,
+    vm: Option<QemuVm>,
+    prepared: Option<PreparedBackup>,
+    finished: bool,
+}
+
+impl QemuSnapshotter {
+    /// Nothing is opened yet.
+    pub fn new(qemu: QemuSpec, backup: BackupSpec, task: &str, epoch: u64) -> Self {
+        QemuSnapshotter { qemu, backup, task: task.into(), epoch, vm: None, prepared: None, finished: false }
+    }
+
+    fn prepared(&mut self, step: Step) -> Result<&mut PreparedBackup, HypervisorError> {
+        let vm = self.qemu.vm.clone();
+        self.prepared.as_mut().ok_or_else(|| HypervisorError {
+            step,
+            vm,
+            class: ErrorClass::Refused,
+            cause: "nothing was prepared".into(),
+            remedy: "report this".into(),
+        })
+    }
+
+    async fn vm(&mut self) -> Result<&QemuVm, HypervisorError> {
+        let open = match self.vm.take().filter(|vm| !vm.client().is_gone()) {
+            Some(vm) => vm,
+            None => QemuHost::new(&self.qemu.sockets_dir).open(&self.qemu.vm).await?,
+        };
+        Ok(self.vm.insert(open))
+    }
+
+    /// The bitmaps that a look must not complain of.
+    fn owed(&self) -> Vec<String> {
+        let own = self.finished.then(|| lull_hypervisor::bitmap_name(&self.backup.point));
+        self.backup.bitmaps_owed.iter().cloned().chain(own).collect()
+    }
+}
+
+#[async_trait]
+impl Snapshotter for QemuSnapshotter {
+    async fn prepare(&mut self) -> Result<String, HypervisorError> {
+        let backup = self.backup.clone();
+        let fleecing = self.qemu.fleecing_dir.clone();
+        let mut order = BackupOrder::new(&backup.point, &self.task, backup.repository_dir, fleecing);
+        order.epoch = self.epoch;
+        order.speed_bytes_per_s = Some(backup.speed_limit_bytes_per_s).filter(|speed| *speed > 0);
+        let prepared = self.vm().await?.prepare(order).await?;
+        let disks: Vec<&str> = prepared.facts().disks_to_back_up().map(|disk| disk.name.as_str()).collect();
+        let line = format!("QEMU {}, disks {}", prepared.facts().qemu_version, disks.join(", "));
+        self.prepared = Some(prepared);
+        Ok(line)
+    }
+
+    async fn snapshot(&mut self, guest_is_frozen: bool) -> Result<SnapshotTaken, HypervisorError> {
+        self.prepared(Step::Snapshot)?.snapshot(guest_is_frozen).await
+    }
+
+    async fn copy(&mut self, progress: ProgressSink<'_>, cancel: CancellationToken) -> Result<String, HypervisorError> {
+        let done = self.prepared(Step::Copy)?.copy(|p| progress(p.copied_bytes, p.total_bytes), cancel).await?;
+        Ok(format!("{} MiB read, {} MiB stored", done.total_bytes >> 20, done.stored_bytes >> 20))
+    }
+
+    async fn finish(&mut self, notes: &[(&str, String)]) -> Result<v1::RestorePointFiles, HypervisorError> {
+        let prepared = self.prepared(Step::Finish)?;
+        for (key, value) in notes {
+            prepared.annotate(*key, value);
+        }
+        let files = prepared.finish().await?;
+        self.finished = true;
+        let name = |disk: &std::path::PathBuf| disk.file_name().map(|name| name.to_string_lossy().into_owned());
+        Ok(v1::RestorePointFiles {
+            directory: files.dir.display().to_string(),
+            bytes: files.metadata.disks.iter().map(|disk| disk.file_bytes).sum(),
+            disk_bytes: files.metadata.disks.iter().map(|disk| disk.virtual_bytes).sum(),
+            disks: files.disks.iter().filter_map(name).collect(),
+            bitmap: files.metadata.bitmap,
+            atomic: files.metadata.atomic,
+        })
+    }
+
+    async fn abandon(&mut self) -> Result<SweepReport, HypervisorError> {
+        match self.prepared.take() {
+            Some(prepared) if !self.finished => prepared.abandon().await,
+            _ => Ok(SweepReport::default()),
+        }
+    }
+
+    async fn left(&mut self) -> Result<Vec<String>, HypervisorError> {
+        let owed = self.owed();
+        self.vm().await?.residue(&owed).await
+    }
+}

@@ -1,0 +1,315 @@
+//! One task on one VM: the timeline forward, and then back whatever is still owed.
+//!
+//! ```text
+//! connect → deploy → inventory → pre-script → quiesce → freeze → snapshot → thaw → release → post-script
+//!         → copy → verify, then always: what the engine says is still to run, receipt last
+//! ```
+//!
+//! What undoes what, and in which order, is [`lull_engine::timeline`]'s decision. Knows nothing of SSH or QMP.
+
+mod back;
+mod rest;
+
+use crate::cancel::Cancel;
+use crate::carried::Image;
+use crate::evidence::{Facts, evidence};
+use crate::failure::{self, Stop};
+use crate::guest_session::{Connector, GuestSession};
+use crate::order::TaskSpec;
+use crate::reporter::{Reporter, StepOutcome};
+use crate::snapshotter::Snapshotter;
+use lull_engine::consistency::{Evidence, SnapshotEvidence, assess};
+use lull_engine::failover::FailureClass;
+use lull_engine::session::Hop;
+use lull_engine::settings::{ApplicationAware, ScriptMode};
+use lull_engine::timeline::{Progress, Step};
+use lull_guest_wire::ScriptStage;
+use lull_hypervisor::HypervisorError;
+use lull_proxy_wire::v1;
+use lull_proxy_wire::v1::task_event::Event;
+use rest::InsideOutput;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// Progress of the copy is told this often at most.
+const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+
+/// What a caller says about the hold it waits in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HoldWord {
+    /// It still waits for its snapshot.
+    Renew,
+    /// It is done.
+    End {
+        /// Whether its snapshot succeeded.
+        succeeded: bool,
+        /// In its own words.
+        detail: String,
+    },
+}
+
+/// Everything that one task works with.
+pub struct Task<'a> {
+    /// What to do.
+    pub spec: TaskSpec,
+    /// The way into the guest, where it is to be touched.
+    pub connector: Option<&'a dyn Connector>,
+    /// What is put there.
+    pub image: &'a Image,
+    /// The hypervisor, for backups.
+    pub snapshotter: Option<&'a mut dyn Snapshotter>,
+    /// Words of a caller who holds.
+    pub hold: mpsc::Receiver<HoldWord>,
+    /// Whom to tell.
+    pub reporter: Reporter,
+    /// Whether to stop.
+    pub cancel: Cancel,
+}
+
+/// A task under way.
+struct Run<'a> {
+    spec: TaskSpec,
+    guest: Option<GuestSession<'a>>,
+    snapshotter: Option<&'a mut dyn Snapshotter>,
+    hold: mpsc::Receiver<HoldWord>,
+    reporter: Reporter,
+    cancel: Cancel,
+    progress: Progress,
+    snapshot: SnapshotEvidence,
+    files: Option<v1::RestorePointFiles>,
+}
+
+/// Carries the task out, forward and back; whatever happens, this is how it ended.
+pub async fn run(task: Task<'_>) -> v1::Finished {
+    let Task { spec, connector, image, snapshotter, hold, reporter, cancel } = task;
+    let session = |connector| GuestSession::new(connector, image, &spec.vm_name, reporter.clone(), cancel.clone());
+    let guest = connector.map(session);
+    let mut run = Run {
+        spec,
+        guest,
+        snapshotter,
+        hold,
+        reporter,
+        cancel,
+        progress: Progress::default(),
+        snapshot: SnapshotEvidence::default(),
+        files: None,
+    };
+    let result = run.forward().await;
+    run.reporter.let_go();
+    run.back(result).await
+}
+
+impl Run<'_> {
+    async fn forward(&mut self) -> Result<(), Stop> {
+        if self.guest.is_some() {
+            self.guest_step(Step::Connect).await?;
+            self.guest_step(Step::Deploy).await?;
+        }
+        self.inventory().await?;
+        if self.guest.is_some() {
+            if self.has_script(ScriptStage::PreFreeze) {
+                self.guest_step(Step::PreScript).await?;
+            }
+            self.quiesce().await?;
+        }
+        self.cancel.check()?;
+        self.rest_and_snapshot().await?;
+        if self.progress.begun.contains(&Step::Quiesce) {
+            self.guest_step(Step::Release).await?;
+        }
+        self.post_script().await?;
+        self.cancel.check()?;
+        self.copy().await?;
+        self.verify().await
+    }
+
+    fn begin(&mut self, step: Step, detail: &str) -> Instant {
+        self.progress.begun.insert(step);
+        self.reporter.started(step, detail)
+    }
+
+    /// Tells how a step ended, and remembers it.
+    fn end<T>(
+        &mut self,
+        step: Step,
+        began: Instant,
+        result: Result<T, Stop>,
+        line: impl FnOnce(&T) -> String,
+    ) -> Result<T, Stop> {
+        self.end_after(step, began.elapsed(), result, line)
+    }
+
+    fn end_after<T>(
+        &mut self,
+        step: Step,
+        took: Duration,
+        result: Result<T, Stop>,
+        line: impl FnOnce(&T) -> String,
+    ) -> Result<T, Stop> {
+        let (outcome, line) = match &result {
+            Ok(value) => {
+                self.progress.done.insert(step);
+                (StepOutcome::Ok, line(value))
+            }
+            Err(Stop::Cancelled(reason)) => (StepOutcome::Cancelled, reason.clone()),
+            Err(Stop::Failed(failure)) => (StepOutcome::Failed, format!("{}; {}", failure.cause, failure.remedy)),
+        };
+        self.reporter.ended(step, outcome, line, took);
+        result
+    }
+
+    async fn guest_step(&mut self, step: Step) -> Result<(), Stop> {
+        let began = self.begin(step, "");
+        let Some(guest) = &mut self.guest else { return Ok(()) };
+        let result = match step {
+            Step::Connect => guest.connect().await,
+            Step::Deploy => guest.deploy().await,
+            Step::PreScript => guest.script(ScriptStage::PreFreeze, &self.spec.settings).await,
+            Step::Release => guest.release().await,
+            Step::PostScript => guest.script(ScriptStage::PostThaw, &self.spec.settings).await,
+            _ => guest.remove().await,
+        };
+        self.end(step, began, result, String::clone).map(drop)
+    }
+
+    fn has_script(&self, stage: ScriptStage) -> bool {
+        let scripts = &self.spec.settings.scripts.linux;
+        let body = match stage {
+            ScriptStage::PreFreeze => &scripts.pre,
+            ScriptStage::PostThaw => &scripts.post,
+        };
+        self.guest.is_some() && body.is_some() && scripts.mode != ScriptMode::Disabled
+    }
+
+    /// Where the component was lost on the way, a new one runs the script.
+    async fn post_script(&mut self) -> Result<(), Stop> {
+        if self.has_script(ScriptStage::PostThaw) {
+            if let Some(guest) = self.guest.as_mut().filter(|guest| !guest.has_component()) {
+                guest.redeploy().await.map_err(|e| failure::of_channel(Step::PostScript, &e))?;
+            }
+            return self.guest_step(Step::PostScript).await;
+        }
+        // Nothing to run, and so nothing owed.
+        self.progress.begun.insert(Step::PostScript);
+        self.progress.done.insert(Step::PostScript);
+        Ok(())
+    }
+
+    /// What the guest is, and everything of the hypervisor that can be done ahead; both at once.
+    async fn inventory(&mut self) -> Result<(), Stop> {
+        if self.guest.is_none() && self.snapshotter.is_none() {
+            return Ok(());
+        }
+        let began = self.begin(Step::Inventory, "");
+        let guest = async {
+            match &mut self.guest {
+                Some(guest) => guest.take_inventory().await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let hypervisor = async {
+            match &mut self.snapshotter {
+                Some(snapshotter) => snapshotter.prepare().await.map(Some),
+                None => Ok(None),
+            }
+        };
+        // Both to their ends: what was prepared must be known to be undone.
+        let (guest, hypervisor) = tokio::join!(guest, hypervisor);
+        let hypervisor = hypervisor.map_err(|e| failure::of_hypervisor(Step::Inventory, &e).into());
+        let result = guest.and_then(|guest| hypervisor.map(|hypervisor| [guest, hypervisor]));
+        self.end(Step::Inventory, began, result, |lines| lines.iter().flatten().cloned().collect::<Vec<_>>().join("; "))
+            .map(drop)
+    }
+
+    async fn quiesce(&mut self) -> Result<(), Stop> {
+        let aware = self.spec.settings.application_aware;
+        let Some(guest) = &mut self.guest else { return Ok(()) };
+        let known = guest.inventory.as_ref().is_some_and(|inventory| !inventory.applications.is_empty());
+        if aware == ApplicationAware::Disabled || !known {
+            let why = if known { "the settings leave applications alone" } else { "no known applications" };
+            self.reporter.info(format!("nothing to quiesce: {why}"));
+            if aware != ApplicationAware::Disabled {
+                guest.quiesced = Some(Vec::new());
+            }
+            return Ok(());
+        }
+        let began = self.begin(Step::Quiesce, "");
+        let Some(guest) = &mut self.guest else { return Ok(()) };
+        let result = guest.quiesce(&self.spec.settings).await.and_then(|(line, failures)| {
+            if aware == ApplicationAware::Try {
+                failures.iter().for_each(|failure| self.reporter.warning(format!("not at rest: {failure}")));
+                return Ok(line);
+            }
+            if failures.is_empty() {
+                return Ok(line);
+            }
+            let remedy = "bring the application in order, or set application-aware processing to *try* for this VM";
+            let cause = failures.join("; ");
+            Err(failure::of(Step::Quiesce, Hop::Application, FailureClass::Application, cause, remedy).into())
+        });
+        self.end(Step::Quiesce, began, result, String::clone).map(drop)
+    }
+
+    async fn snapshot_unfrozen(&mut self) -> Result<(), Stop> {
+        let began = self.begin(Step::Snapshot, "without a freeze");
+        let Some(snapshotter) = &mut self.snapshotter else { return Ok(()) };
+        let output = InsideOutput::Snapshot(snapshotter.snapshot(false).await.map(Some));
+        let result = output.judge(&mut self.snapshot);
+        self.end(Step::Snapshot, began, result, String::clone).map(drop)
+    }
+
+    async fn copy(&mut self) -> Result<(), Stop> {
+        if self.snapshotter.is_none() {
+            return Ok(());
+        }
+        let began = self.begin(Step::Copy, "");
+        let (reporter, token) = (self.reporter.clone(), self.cancel.token());
+        let Some(snapshotter) = &mut self.snapshotter else { return Ok(()) };
+        let mut last: Option<Instant> = None;
+        let mut progress = |done_bytes, total_bytes| {
+            if last.is_none_or(|last| last.elapsed() >= PROGRESS_EVERY) || done_bytes == total_bytes {
+                last = Some(Instant::now());
+                let step = Step::Copy.name().to_string();
+                reporter.tell(Event::Progress(v1::Progress { step, done_bytes, total_bytes }));
+            }
+        };
+        let result = snapshotter.copy(&mut progress, token).await;
+        let result = result.map_err(|e| self.cancelled_or(Step::Copy, &e));
+        self.end(Step::Copy, began, result, String::clone).map(drop)
+    }
+
+    fn cancelled_or(&self, step: Step, error: &HypervisorError) -> Stop {
+        match self.cancel.check() {
+            Err(stop) => stop,
+            Ok(()) => failure::of_hypervisor(step, error).into(),
+        }
+    }
+
+    async fn verify(&mut self) -> Result<(), Stop> {
+        if self.snapshotter.is_none() {
+            return Ok(());
+        }
+        let began = self.begin(Step::Verify, "");
+        let assessment = assess(&self.evidence());
+        let notes = [("vm", self.spec.vm_name.clone()), ("consistency", assessment.to_string())];
+        let Some(snapshotter) = &mut self.snapshotter else { return Ok(()) };
+        let result = snapshotter.finish(&notes).await.map_err(|e| failure::of_hypervisor(Step::Verify, &e).into());
+        let result = self.end(Step::Verify, began, result, |files: &v1::RestorePointFiles| {
+            format!("{} of {} MiB in {}", files.disks.join(", "), files.bytes >> 20, files.directory)
+        });
+        self.files = Some(result?);
+        Ok(())
+    }
+
+    fn evidence(&self) -> Evidence {
+        let guest = self.guest.as_ref();
+        evidence(&Facts {
+            inventory: guest.and_then(|guest| guest.inventory.as_ref()),
+            quiesced: guest.and_then(|guest| guest.quiesced.as_deref()),
+            excluded: &self.spec.settings.excluded_mount_points,
+            window: guest.map(|guest| &guest.window),
+            snapshot: self.snapshot,
+        })
+    }
+}

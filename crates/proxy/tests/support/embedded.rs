@@ -1,0 +1,100 @@
+//! A proxy served over an in-memory stream, as the embedded one is, and what its events say.
+
+use hyper_util::rt::TokioIo;
+use lull_proxy::service::{ProxyConfig, serve};
+use lull_proxy_wire::v1;
+use lull_proxy_wire::v1::proxy_client::ProxyClient;
+use lull_proxy_wire::v1::task_event::Event;
+use lull_proxy_wire::v1::to_task::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+
+/// A client on one end of an in-memory stream, and the proxy that serves the other.
+pub async fn embedded(config: ProxyConfig) -> (ProxyClient<Channel>, tokio::task::JoinHandle<()>) {
+    let (ours, theirs) = tokio::io::duplex(1 << 20);
+    // How the connection ended is the client's business here; that `serve` returns is the test's.
+    let proxy = tokio::spawn(async move { drop(serve(theirs, config).await) });
+    let mut ours = Some(ours);
+    let channel = Endpoint::from_static("http://proxy")
+        .connect_with_connector(tower::service_fn(move |_| {
+            let io = ours.take().ok_or_else(|| std::io::Error::other("one connection only"));
+            async move { io.map(TokioIo::new) }
+        }))
+        .await
+        .unwrap();
+    (ProxyClient::new(channel), proxy)
+}
+
+/// A task under way.
+#[allow(dead_code)]
+pub struct Running {
+    pub words: mpsc::Sender<v1::ToTask>,
+    events: tonic::Streaming<v1::TaskEvent>,
+    pub told: Vec<Event>,
+    seq: u64,
+}
+
+#[allow(dead_code)]
+impl Running {
+    pub async fn start(client: &mut ProxyClient<Channel>, order: v1::TaskOrder) -> Running {
+        let (words, receiver) = mpsc::channel(16);
+        words.send(v1::ToTask { message: Some(Message::Order(order)) }).await.unwrap();
+        let events = client.run_task(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+        Running { words, events, told: vec![], seq: 0 }
+    }
+
+    pub fn listen(events: tonic::Streaming<v1::TaskEvent>) -> Running {
+        Running { words: mpsc::channel(1).0, events, told: vec![], seq: 0 }
+    }
+
+    /// The next event; the sequence has no gap.
+    pub async fn next(&mut self) -> Option<Event> {
+        let event = self.events.message().await.unwrap()?;
+        self.seq += 1;
+        assert_eq!(event.seq, self.seq);
+        let event = event.event.unwrap();
+        self.told.push(event.clone());
+        Some(event)
+    }
+
+    /// Reads on until an event that `matches`; what came before is in `told`.
+    pub async fn until(&mut self, matches: impl Fn(&Event) -> bool) -> Event {
+        while let Some(event) = self.next().await {
+            if matches(&event) {
+                return event;
+            }
+        }
+        panic!("it never came; what came: {:#?}", self.told);
+    }
+
+    pub async fn until_step(&mut self, step: &str) {
+        self.until(|event| matches!(event, Event::StepStarted(started) if started.step == step)).await;
+    }
+
+    /// The end, which is the last event.
+    pub async fn finished(&mut self) -> v1::Finished {
+        let Event::Finished(finished) = self.until(|event| matches!(event, Event::Finished(_))).await else { panic!() };
+        assert!(self.events.message().await.unwrap().is_none(), "finished is the last");
+        finished
+    }
+
+    /// Each step with how it ended: `connect ok, deploy ok, …`.
+    pub fn steps(&self) -> String {
+        let ended = self.told.iter().filter_map(|event| match event {
+            Event::StepEnded(ended) => Some(format!("{} {}", ended.step, ended.outcome)),
+            _ => None,
+        });
+        ended.collect::<Vec<_>>().join(", ")
+    }
+
+    /// All lines and notes, for assertions on words and for a look when one fails.
+    pub fn words_told(&self) -> String {
+        let line = |event: &Event| match event {
+            Event::StepEnded(e) => format!("{} {} ({} us): {}", e.step, e.outcome, e.took_us, e.detail),
+            Event::Note(note) => format!("{}: {}", note.level, note.text),
+            other => format!("{other:?}"),
+        };
+        self.told.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
+}

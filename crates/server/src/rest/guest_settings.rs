@@ -1,0 +1,172 @@
+//! Guest processing settings between the REST interface, where they are flat and may be absent, and the engine. Checks
+//! words; whether values fit together is the engine's question.
+
+use super::answer::{Answer, bad_value};
+use super::names::{Place, SERVER, find};
+use crate::store::infrastructure::ServerRow;
+use lull_api::job::GuestSettings;
+use lull_engine::ids::ServerId;
+use lull_engine::settings::{Fallback, GuestProcessing, ProxyPolicy};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Applies what is given; what is absent stays.
+pub fn apply(
+    settings: &mut GuestProcessing,
+    copy_limit_bytes_per_s: &mut u64,
+    given: &GuestSettings,
+    servers: &[ServerRow],
+) -> Answer<()> {
+    let scripts = &mut settings.scripts.linux;
+    set(&mut settings.application_aware, word("application_aware", &given.application_aware)?);
+    set(&mut scripts.mode, word("scripts", &given.scripts)?);
+    for (script, text) in [(&mut scripts.pre, &given.pre_freeze_script), (&mut scripts.post, &given.post_thaw_script)] {
+        if let Some(text) = text {
+            *script = Some(text.clone()).filter(|text| !text.is_empty());
+        }
+    }
+    let ms = |s: u64| s.saturating_mul(1_000);
+    set(&mut scripts.timeout_ms, given.script_timeout_s.map(ms));
+    set(&mut settings.checkpoint.enabled, given.checkpoint);
+    set(&mut settings.checkpoint.timeout_ms, given.checkpoint_timeout_s.map(ms));
+    set(&mut settings.lease_ms, given.lease_ms);
+    set(&mut settings.freeze_budget_ms, given.freeze_budget_ms);
+    set(&mut settings.excluded_mount_points, given.exclude_mount_points.clone());
+    set(copy_limit_bytes_per_s, given.copy_limit_bytes_per_s);
+    settings.proxies = policy(&settings.proxies, given, servers)?;
+    Ok(())
+}
+
+/// The settings with every value that holds.
+pub fn shown(settings: &GuestProcessing, copy_limit_bytes_per_s: u64, servers: &[ServerRow]) -> GuestSettings {
+    let scripts = &settings.scripts.linux;
+    let (proxy, preferred, fallback) = match &settings.proxies {
+        ProxyPolicy::Automatic => ("automatic", Vec::new(), None),
+        ProxyPolicy::Prefer { servers: ids, fallback } => {
+            let name = |id: &ServerId| {
+                servers.iter().find(|s| s.id == id.0).map_or_else(|| id.to_string(), |s| s.name.clone())
+            };
+            ("prefer", ids.iter().map(name).collect(), Some(spelled(fallback)))
+        }
+    };
+    GuestSettings {
+        application_aware: Some(spelled(&settings.application_aware)),
+        pre_freeze_script: scripts.pre.clone(),
+        post_thaw_script: scripts.post.clone(),
+        scripts: Some(spelled(&scripts.mode)),
+        script_timeout_s: Some(scripts.timeout_ms / 1_000),
+        checkpoint: Some(settings.checkpoint.enabled),
+        checkpoint_timeout_s: Some(settings.checkpoint.timeout_ms / 1_000),
+        lease_ms: Some(settings.lease_ms),
+        freeze_budget_ms: Some(settings.freeze_budget_ms),
+        exclude_mount_points: Some(settings.excluded_mount_points.clone()),
+        guest_interaction_proxy: Some(proxy.into()),
+        preferred_servers: Some(preferred),
+        fallback,
+        copy_limit_bytes_per_s: Some(copy_limit_bytes_per_s),
+    }
+}
+
+fn set<T>(value: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *value = given;
+    }
+}
+
+fn policy(known: &ProxyPolicy, given: &GuestSettings, servers: &[ServerRow]) -> Answer<ProxyPolicy> {
+    let (mut preferred, mut fallback) = match known {
+        ProxyPolicy::Automatic => (Vec::new(), Fallback::default()),
+        ProxyPolicy::Prefer { servers, fallback } => (servers.clone(), *fallback),
+    };
+    set(&mut fallback, word("fallback", &given.fallback)?);
+    if let Some(names) = &given.preferred_servers {
+        preferred = Vec::new();
+        for name in names {
+            let found = find(SERVER, Place::Body, name, servers.to_vec(), |s| (s.id, s.name.clone()))?;
+            preferred.push(ServerId(found.id));
+        }
+    }
+    let prefers = match given.guest_interaction_proxy.as_deref() {
+        None => !matches!(known, ProxyPolicy::Automatic),
+        Some("automatic") => false,
+        Some("prefer") => true,
+        Some(_) => return Err(bad_value("guest.guest_interaction_proxy", "must be automatic or prefer")),
+    };
+    if prefers {
+        return Ok(ProxyPolicy::Prefer { servers: preferred, fallback });
+    }
+    if given.preferred_servers.as_ref().is_some_and(|names| !names.is_empty()) || given.fallback.is_some() {
+        let what = "these count only with guest_interaction_proxy = prefer";
+        return Err(bad_value("guest.preferred_servers, guest.fallback", what));
+    }
+    Ok(ProxyPolicy::Automatic)
+}
+
+/// One of the engine's words; its own error says which there are.
+fn word<T: DeserializeOwned>(member: &str, given: &Option<String>) -> Answer<Option<T>> {
+    let Some(text) = given else { return Ok(None) };
+    match serde_json::from_value(serde_json::Value::from(text.as_str())) {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => Err(bad_value(&format!("guest.{member}"), super::shortened(&error.to_string()))),
+    }
+}
+
+fn spelled(value: &impl Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_string)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn servers() -> Vec<ServerRow> {
+        let server = |n, name: &str| ServerRow {
+            id: Uuid::from_u128(n),
+            name: name.into(),
+            is_backup_server: n == 1,
+            role_enabled: true,
+        };
+        vec![server(1, "backup-server"), server(2, "proxy-a")]
+    }
+
+    fn applied(settings: &mut GuestProcessing, json: serde_json::Value) -> Result<(), String> {
+        let given: GuestSettings = serde_json::from_value(json).unwrap();
+        apply(settings, &mut 0, &given, &servers()).map_err(|fault| fault.0.what)
+    }
+
+    #[test]
+    fn what_is_absent_stays_and_what_is_shown_applies_again() {
+        let mut settings = GuestProcessing::default();
+        let change = serde_json::json!({"lease_ms": 7000, "guest_interaction_proxy": "prefer",
+            "preferred_servers": ["proxy-a"], "pre_freeze_script": "#!/bin/sh\n", "scripts": "ignore-failures"});
+        applied(&mut settings, change).unwrap();
+        applied(&mut settings, serde_json::json!({"checkpoint": false})).unwrap();
+        assert_eq!((settings.lease_ms, settings.checkpoint.enabled), (7000, false));
+
+        let shown = shown(&settings, 5, &servers());
+        let (mut again, mut limit) = (GuestProcessing::default(), 0);
+        apply(&mut again, &mut limit, &shown, &servers()).unwrap();
+        assert_eq!((again, limit), (settings.clone(), 5));
+
+        applied(&mut settings, serde_json::json!({"guest_interaction_proxy": "automatic"})).unwrap();
+        assert_eq!(settings.proxies, ProxyPolicy::Automatic);
+        applied(&mut settings, serde_json::json!({"pre_freeze_script": ""})).unwrap();
+        assert_eq!(settings.scripts.linux.pre, None);
+    }
+
+    #[test]
+    fn wrong_words_say_which_there_are() {
+        let mut settings = GuestProcessing::default();
+        let check = |settings: &mut GuestProcessing, json, says: &str| {
+            let what = applied(settings, json).unwrap_err();
+            assert!(what.contains(says), "{what}");
+        };
+        check(&mut settings, serde_json::json!({"application_aware": "yes"}), "require-success");
+        check(&mut settings, serde_json::json!({"guest_interaction_proxy": "best"}), "automatic or prefer");
+        check(&mut settings, serde_json::json!({"fallback": "none"}), "only with");
+        let prefer = serde_json::json!({"guest_interaction_proxy": "prefer", "preferred_servers": ["proxy-b"]});
+        check(&mut settings, prefer, "no managed server \"proxy-b\"");
+        assert_eq!(settings, GuestProcessing::default());
+    }
+}

@@ -1,0 +1,191 @@
+//! How a server comes up and goes down: state folder, key, database, proxies, recovery, REST; and the way back.
+
+use crate::error::ServerError;
+use crate::hub::Hub;
+use crate::proxies::Proxies;
+use crate::rest;
+use crate::runner::book::Book;
+use crate::runner::{begin, dispatcher, recovery};
+use crate::secrets::{SecretError, Secrets};
+use crate::server::Server;
+use crate::state_dir::StateDir;
+use crate::store::Store;
+use crate::{Ready, ServerConfig};
+use jiff::Timestamp;
+use lull_engine::session::TaskState;
+use secrecy::SecretString;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// The backup server's own proxy has so long to answer before requests are taken without it.
+const PROXY_READY_MS_MAX: u64 = 10_000;
+/// Running tasks have so long to come to their ends when the server stops.
+const STOP_MS_MAX: u64 = 60_000;
+/// Requests under way have so long to be answered.
+const ANSWER_MS_MAX: u64 = 5_000;
+/// How often it is looked whether the last task is over.
+const STOP_LOOK_MS: u64 = 100;
+/// Under this name the database knows whether a key is the one it was made with.
+const KEY_CHECK: &str = "secret-key-check";
+/// What is sealed under that name.
+const KEY_CHECK_TEXT: &str = "this key fits";
+
+/// See [`crate::run`].
+pub async fn run(
+    mut config: ServerConfig,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ServerError> {
+    let listen = config.listen;
+    if !listen.ip().is_loopback() {
+        return Err(ServerError::NeedsTls { listen });
+    }
+    let own = config.proxies.iter().filter(|proxy| proxy.is_backup_server).count();
+    if own != 1 {
+        return Err(ServerError::BackupServerProxy { found: own });
+    }
+    let state_dir = StateDir::open(&config.state_dir)?;
+    let listener = TcpListener::bind(listen).await.map_err(|source| ServerError::Listen { listen, source })?;
+    let address = listener.local_addr().map_err(|source| ServerError::Listen { listen, source })?;
+
+    let store = Store::open(&state_dir.database()).await?;
+    let secrets = key(&state_dir, &store).await?;
+    let server = assemble(&mut config, &state_dir, store, secrets).await?;
+    // However this function is left, what it started ends with it.
+    let _killed = server.killed.clone().drop_guard();
+
+    for link in server.proxies.all().map(|link| link.server.id) {
+        let (watched, on) = (server.clone(), server.clone());
+        on.spawn(async move {
+            if let Some(link) = watched.proxies.get(lull_engine::ids::ServerId(link)) {
+                link.watch(|| watched.wake.notify_one()).await;
+            }
+        });
+    }
+    if let Some(own) = server.proxies.backup_server() {
+        let ready = tokio::time::timeout(Duration::from_millis(PROXY_READY_MS_MAX), own.online()).await;
+        if ready.is_err() {
+            tracing::error!("the backup server's own proxy does not answer; guests of no other proxy can be reached");
+        }
+    }
+    let recovering_tasks = recovery::reopen(&server).await?;
+    let dispatching = server.clone();
+    server.spawn(async move { dispatcher::run(&dispatching).await });
+    if let Some(ready) = config.ready.take() {
+        // Whoever asked to be told may have gone.
+        let _ = ready.send(Ready { address, token_file: state_dir.token_file(), recovering_tasks });
+    }
+    tracing::info!(%address, recovering_tasks, "the backup server is ready");
+    serve(&server, listener, address, shutdown).await?;
+    server.store.close().await;
+    Ok(())
+}
+
+async fn assemble(
+    config: &mut ServerConfig,
+    state_dir: &StateDir,
+    store: Store,
+    secrets: Secrets,
+) -> Result<Arc<Server>, ServerError> {
+    let started = Timestamp::now();
+    let mut local = Vec::new();
+    for proxy in config.proxies.drain(..) {
+        let row = store.ensure_server(&proxy.name, proxy.is_backup_server, crate::instant::us(started)).await?;
+        local.push((row, proxy));
+    }
+    let hub = Arc::new(Hub::default());
+    Ok(Arc::new(Server {
+        book: Book::new(store.clone(), hub.clone()),
+        store,
+        secrets,
+        hub,
+        proxies: Proxies::new(local, started),
+        token: state_dir.token()?,
+        state_dir: state_dir.path().to_path_buf(),
+        started,
+        wake: Notify::new(),
+        stopping: CancellationToken::new(),
+        stopped: CancellationToken::new(),
+        killed: CancellationToken::new(),
+    }))
+}
+
+/// The key for stored secrets, checked against the database: a lost or exchanged key is noticed here and not in the
+/// middle of a job.
+async fn key(state_dir: &StateDir, store: &Store) -> Result<Secrets, ServerError> {
+    let check = store.meta(KEY_CHECK).await?;
+    let key = match (state_dir.secret_key()?, &check) {
+        (Some(key), _) => key,
+        (None, None) => state_dir.make_secret_key()?,
+        (None, Some(_)) => {
+            let state_dir = state_dir.path().display().to_string();
+            return Err(SecretError::KeyMissing { state_dir }.into());
+        }
+    };
+    let secrets = Secrets::new(&key);
+    match check {
+        Some(sealed) => drop(secrets.open(Uuid::nil(), KEY_CHECK, &sealed)?),
+        None => {
+            let text = SecretString::from(KEY_CHECK_TEXT);
+            store.set_meta(KEY_CHECK, &secrets.seal(Uuid::nil(), KEY_CHECK, &text)?).await?;
+        }
+    }
+    Ok(secrets)
+}
+
+/// Answers requests until told to stop, then brings the tasks to their ends.
+async fn serve(
+    server: &Arc<Server>,
+    listener: TcpListener,
+    address: SocketAddr,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ServerError> {
+    let stopped = server.stopped.clone();
+    let router = rest::router(server.clone());
+    let serving = axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned());
+    let mut serving = std::pin::pin!(async move { serving.await });
+    tokio::select! {
+        result = &mut serving => {
+            let source = result.err().unwrap_or_else(|| std::io::Error::other("it returned"));
+            return Err(ServerError::Serving { listen: address, source });
+        }
+        // Requests are answered while tasks come to their ends: people want to watch them.
+        () = async { shutdown.await; stop(server).await } => {}
+    }
+    server.stopped.cancel();
+    if tokio::time::timeout(Duration::from_millis(ANSWER_MS_MAX), serving).await.is_err() {
+        tracing::warn!("requests under way were broken off");
+    }
+    Ok(())
+}
+
+/// Takes no more work, cancels what runs and waits for it. What is still owed then stands in the store.
+async fn stop(server: &Arc<Server>) {
+    server.stopping.cancel();
+    let mut sessions: Vec<i64> = server.book.open_tasks().await.iter().map(|task| task.row.session).collect();
+    sessions.dedup();
+    for session in sessions {
+        tracing::info!(session, "cancelling, since the server stops");
+        if let Err(error) = begin::cancel(server, session).await {
+            tracing::error!(session, %error, "the cancellation cannot be recorded");
+        }
+    }
+    let over = async {
+        loop {
+            let open = server.book.open_tasks().await;
+            let held = |state: &TaskState| !matches!(state, TaskState::Waiting { .. });
+            if !open.iter().any(|task| held(&task.row.state)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(STOP_LOOK_MS)).await;
+        }
+    };
+    if tokio::time::timeout(Duration::from_millis(STOP_MS_MAX), over).await.is_err() {
+        let open = server.book.open_tasks().await.len();
+        tracing::warn!(open, "tasks are still open; the next start sees to their guests");
+    }
+}
