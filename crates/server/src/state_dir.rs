@@ -183,10 +183,9 @@ fn write_secret(path: &Path) -> Result<String, StateDirError> {
     let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let unfinished = path.with_extension("unfinished");
     // Left by a server that was killed right here; nobody else has the lock.
-    if let Err(error) = std::fs::remove_file(&unfinished) {
-        if error.kind() != io::ErrorKind::NotFound {
-            return Err(io("clearing")(error));
-        }
+    match std::fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io("clearing")(error)),
+        _ => {}
     }
     let mut file =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished).map_err(io("creating"))?;

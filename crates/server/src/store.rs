@@ -210,7 +210,10 @@ impl Store {
     fn refused(&self, kind: &'static str, doing: &'static str, source: sqlx::Error) -> StoreError {
         match source.as_database_error() {
             Some(error) if error.is_unique_violation() => StoreError::Taken { kind },
-            Some(error) if error.is_foreign_key_violation() => StoreError::InUse { kind },
+            // SQLite reports `ON DELETE RESTRICT` below a cascade as a trigger's refusal (SQLITE_CONSTRAINT_TRIGGER).
+            Some(error) if error.is_foreign_key_violation() || error.code().as_deref() == Some("1811") => {
+                StoreError::InUse { kind }
+            }
             _ => self.failed(doing, source),
         }
     }

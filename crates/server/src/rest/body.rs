@@ -1,14 +1,16 @@
 //! What callers send: bodies and query strings, bounded and strict, with errors that name the member.
 
 use super::answer::Fault;
-use axum::body::to_bytes;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::request::Parts;
+use futures::StreamExt;
 use lull_api::Problem;
 use serde::de::DeserializeOwned;
 
 /// Longest body, in bytes: two scripts and everything else.
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// A body longer than this is not even read to its end, in bytes.
+const DRAINED_BYTES_MAX: usize = 16 << 20;
 
 /// A JSON body.
 pub struct Body<T>(pub T);
@@ -17,16 +19,39 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Fault;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Fault> {
-        let bytes = to_bytes(request.into_body(), BODY_BYTES_MAX).await.map_err(|error| {
-            Problem::new(413, "too-long", format!("the body cannot be read or is longer than {BODY_BYTES_MAX} bytes"))
-                .why(error.to_string())
-        })?;
+        let bytes = read(request.into_body()).await?;
         parse(&bytes).map(Body).map_err(Fault::from)
     }
 }
 
+/// The whole body. One that is too long is still read to its end (within reason): a caller that is cut off while it
+/// writes never sees the answer.
+async fn read(body: axum::body::Body) -> Result<Vec<u8>, Problem> {
+    let (mut chunks, mut bytes, mut length) = (body.into_data_stream(), Vec::new(), 0);
+    while let Some(chunk) = chunks.next().await {
+        let chunk =
+            chunk.map_err(|error| Problem::new(422, "malformed", "the body broke off").why(error.to_string()))?;
+        length += chunk.len();
+        if length <= BODY_BYTES_MAX {
+            bytes.extend_from_slice(&chunk);
+        } else if length > DRAINED_BYTES_MAX {
+            break;
+        }
+    }
+    if length > BODY_BYTES_MAX {
+        let what = format!("the body is longer than {BODY_BYTES_MAX} bytes");
+        return Err(Problem::new(413, "too-long", what));
+    }
+    Ok(bytes)
+}
+
 /// A document of the caller's.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    // Without this, an array would do, its members taken in the order in which the type happens to have them.
+    if let Some(first) = bytes.iter().find(|byte| !byte.is_ascii_whitespace()).filter(|byte| **byte != b'{') {
+        let why = format!("it begins with {:?} and must be a JSON object", char::from(*first));
+        return Err(Problem::new(422, "malformed", "the body is no JSON object").why(why));
+    }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let member = error.path().to_string();
@@ -34,7 +59,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         let (code, what) = match cause.classify() {
             serde_json::error::Category::Data if member == "." => ("bad-value", "the body does not fit".to_string()),
             serde_json::error::Category::Data => ("bad-value", format!("{member} does not fit")),
-            _ => ("malformed", "the body is no JSON document".to_string()),
+            _ => ("malformed", "the body is no whole JSON document".to_string()),
         };
         Problem::new(422, code, what).why(cause.to_string())
     })?;
@@ -73,9 +98,10 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        check("", "malformed", "no JSON");
-        check("{\"name\": ", "malformed", "no JSON");
-        check("[1]", "bad-value", "expected struct NewJob");
+        check("", "malformed", "no whole JSON");
+        check("{\"name\": ", "malformed", "no whole JSON");
+        check("[1]", "malformed", "must be a JSON object");
+        check("null", "malformed", "must be a JSON object");
         check("{}", "bad-value", "name");
         check(r#"{"name": 7, "vms": [], "repository": "r"}"#, "bad-value", "name does not fit");
         check(r#"{"name": "j", "vms": ["a", 3], "repository": "r"}"#, "bad-value", "vms[1] does not fit");

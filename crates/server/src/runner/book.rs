@@ -143,13 +143,13 @@ impl Book {
             actions.retain(|action| !matches!(action, Action::RestCredential { .. }));
         }
         writes.extend(actions.iter().filter_map(|action| remembered(action, open, now)));
-        if let TaskState::Finished { ending, still_owed, .. } = &state {
-            if !matches!(open.row.state, TaskState::Finished { .. }) {
-                let notes = closing_notes(ending, still_owed, &open.row.vm_name);
-                let untold = notes.into_iter().filter(|text| !open.warned.contains(text));
-                writes.extend(untold.map(|text| event(EventKind::Note { level: "warning".into(), text })));
-                writes.push(event(finished(ending, &outcome)));
-            }
+        if let TaskState::Finished { ending, still_owed, .. } = &state
+            && open.row.state.outcome().is_none()
+        {
+            let notes = closing_notes(ending, still_owed, &open.row.vm_name);
+            let untold = notes.into_iter().filter(|text| !open.warned.contains(text));
+            writes.extend(untold.map(|text| event(EventKind::Note { level: "warning".into(), text })));
+            writes.push(event(finished(ending, &outcome)));
         }
 
         let session = open.row.session;
@@ -239,11 +239,18 @@ impl Book {
         self.pages.lock().await.tasks.get(&task).cloned()
     }
 
-    /// A proxy works on the task now, or no longer.
-    pub async fn connect(&self, task: Uuid, to_proxy: Option<mpsc::Sender<Message>>, credential_revision: u32) {
+    /// A proxy works on the task now.
+    pub async fn connect(&self, task: Uuid, to_proxy: mpsc::Sender<Message>, credential_revision: u32) {
         if let Some(open) = self.pages.lock().await.tasks.get_mut(&task) {
-            open.to_proxy = to_proxy;
+            open.to_proxy = Some(to_proxy);
             open.credential_revision = credential_revision;
+        }
+    }
+
+    /// Its proxy does not listen any more.
+    pub async fn disconnect(&self, task: Uuid) {
+        if let Some(open) = self.pages.lock().await.tasks.get_mut(&task) {
+            open.to_proxy = None;
         }
     }
 

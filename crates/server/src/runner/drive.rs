@@ -30,6 +30,8 @@ use uuid::Uuid;
 const CANCEL_GRACE_MS: u64 = 120_000;
 /// How often a hold's caller and a cancelled proxy are looked after.
 const LOOK_MS: u64 = 250;
+/// The proxy itself ends a hold whose caller is silent for the lease; the server does where the proxy did not.
+const HOLD_GRACE_MS: u64 = 2_000;
 /// Messages to a proxy that may wait.
 const WAITING_MAX: usize = 64;
 
@@ -72,7 +74,7 @@ pub async fn drive(server: &Arc<Server>, task: Uuid, proxy: ServerId, epoch: u64
             not_sent(epoch, Ending::Failed { failure })
         }
     };
-    server.book.connect(task, None, open.credential_revision).await;
+    server.book.disconnect(task).await;
     record(server, task, happening).await;
 }
 
@@ -91,7 +93,7 @@ async fn call(
     targets: Targets,
 ) -> Result<Happening, NoOrder> {
     let (to_proxy, from_us) = mpsc::channel(WAITING_MAX);
-    server.book.connect(task.id, Some(to_proxy.clone()), targets.credential_revision).await;
+    server.book.connect(task.id, to_proxy.clone(), targets.credential_revision).await;
     let lost = |cause: String| Happening::event(TaskEvent::ProxyLost { epoch, cause });
     let mut client = link.client();
     let (sent, answer, cancelled) = if task.work.kind == SessionKind::Test {
@@ -187,7 +189,7 @@ async fn look_after(
         return (since.elapsed() > Duration::from_millis(CANCEL_GRACE_MS))
             .then(|| format!("it was told to cancel and did not within {} s", CANCEL_GRACE_MS / 1_000));
     }
-    let lease = Duration::from_millis(task.work.settings.lease_ms);
+    let lease = Duration::from_millis(task.work.settings.lease_ms + HOLD_GRACE_MS);
     if heard.hold_ready && open.renewed.elapsed() > lease {
         let text = format!("the caller did not renew its hold for {} s: the guest is thawed", lease.as_secs());
         let told = vec![EventKind::Note { level: "warning".into(), text }];

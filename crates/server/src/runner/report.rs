@@ -124,7 +124,10 @@ fn host_key(vm: Uuid, sent: &Sent, key: HostKeyRow) -> Happening {
 pub fn finished(task: &TaskRow, sent: &Sent, heard: &Heard, end: v1::Finished, now: Timestamp) -> Happening {
     let evidence = evidence(&end);
     let assessment = evidence.as_ref().ok().and_then(Option::as_ref).map(assess);
-    let outcome = outcome(task, &end, assessment.as_ref());
+    let mut outcome = outcome(task, &end, assessment.as_ref());
+    if let (false, true, Some(files)) = (sent.guest, end.evidence_json.is_empty(), &end.restore_point) {
+        (outcome.level, outcome.level_reasons) = without_guest(files.atomic);
+    }
     let (ending, told) = ending(task, heard, &end, evidence.as_ref().err(), assessment.as_ref());
 
     let mut happening = Happening { told, ..Default::default() };
@@ -151,17 +154,27 @@ pub fn finished(task: &TaskRow, sent: &Sent, heard: &Heard, end: v1::Finished, n
         let recorded = TaskEvent::RestorePointRecorded { epoch: sent.epoch, restore_point: backup.restore_point };
         happening.events.push(recorded);
     }
-    let owed = still_owed(task, sent, heard, end.receipt.as_ref());
+    let owed = still_owed(task, sent, heard, &ending, end.receipt.as_ref());
     let report = ProxyReport::Finished { ending, owed };
     happening.events.push(TaskEvent::Report { epoch: sent.epoch, report });
     happening.outcome = Some(outcome);
     happening
 }
 
+/// A restore point that was made without looking into the guest: as after a power cut, if its disks are of one instant.
+fn without_guest(atomic: bool) -> (Option<String>, Vec<String>) {
+    let (level, reason) = if atomic {
+        (Some(ConsistencyLevel::Crash), "guest processing is disabled")
+    } else {
+        (None, "guest processing is disabled, and the disks are not of one instant")
+    };
+    (Some(level_name(level).to_string()), vec![reason.to_string()])
+}
+
 /// The evidence; `Ok(None)` where nothing was to be proved.
 fn evidence(end: &v1::Finished) -> Result<Option<Evidence>, String> {
     if end.evidence_json.is_empty() {
-        // Without guest processing the snapshot alone is the evidence.
+        // Of the guest nothing is proved; the snapshot there is.
         let atomic = end.restore_point.as_ref().map(|files| files.atomic);
         let snapshot = |atomic| Evidence { snapshot: SnapshotEvidence { taken: true, atomic }, ..Default::default() };
         return Ok(atomic.map(snapshot));
@@ -172,8 +185,12 @@ fn evidence(end: &v1::Finished) -> Result<Option<Evidence>, String> {
 }
 
 fn outcome(task: &TaskRow, end: &v1::Finished, assessment: Option<&Assessment>) -> TaskOutcome {
-    // A level belongs to a restore point: a rehearsal and a hold have none of ours.
-    let assessment = assessment.filter(|_| task.work.kind == SessionKind::Backup && end.restore_point.is_some());
+    // A level belongs to a snapshot: ours, or the one that the caller of a hold took.
+    let assessment = assessment.filter(|_| match task.work.kind {
+        SessionKind::Backup => end.restore_point.is_some(),
+        SessionKind::Quiesce => matches!(end.outcome.as_str(), "success" | "warning"),
+        SessionKind::Rehearse | SessionKind::Test => false,
+    });
     TaskOutcome {
         level: assessment.map(|a| level_name(a.level).to_string()),
         level_reasons: assessment.map(level_reasons).unwrap_or_default(),
@@ -282,17 +299,20 @@ fn doubts(asked: ApplicationAware, assessment: &Assessment) -> Vec<String> {
 }
 
 /// What may still have to be undone: what was begun, unless a fresh look found nothing of ours.
-fn still_owed(task: &TaskRow, sent: &Sent, heard: &Heard, receipt: Option<&v1::Receipt>) -> Owed {
+fn still_owed(task: &TaskRow, sent: &Sent, heard: &Heard, ending: &Ending, receipt: Option<&v1::Receipt>) -> Owed {
     let begun = |steps: &[Step]| steps.iter().any(|step| heard.begun.contains(step));
     let clean = |checked: bool, left: &[String]| checked && left.is_empty();
     let guest_clean = receipt.is_some_and(|r| clean(r.guest_checked, &r.left_in_guest));
     let hypervisor_clean = receipt.is_some_and(|r| clean(r.hypervisor_checked, &r.left_in_hypervisor));
+    // Who was refused never got so far as to put anything there; to make sure would be a second attempt.
+    let refused = matches!(ending, Ending::Failed { failure } if failure.class == FailureClass::RefusedCredential);
+    let guest = sent.guest && !refused;
     let in_guest = begun(&[Step::Deploy, Step::PreScript, Step::Quiesce, Step::Freeze]);
     let at_hypervisor = begun(&[Step::Inventory, Step::Snapshot, Step::Copy, Step::Verify]);
     let hypervisor = sent.hypervisor && at_hypervisor && !hypervisor_clean;
     Owed {
-        guest: sent.guest && in_guest && !guest_clean,
-        frozen: sent.guest && begun(&[Step::Freeze]) && !guest_clean,
+        guest: guest && in_guest && !guest_clean,
+        frozen: guest && begun(&[Step::Freeze]) && !guest_clean,
         hypervisor,
         partial_file: task.work.backup.as_ref().filter(|_| hypervisor).map(|b| b.repository_dir.clone()),
     }

@@ -1,0 +1,471 @@
+//! A proxy that plays a script on a guest of its own, with knobs for everything that can go wrong. The guest outlives
+//! the connection, so that what a killed server left behind can be seen.
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use lull_engine::failover::FailureClass;
+use lull_engine::session::{Hop, TaskFailure};
+use lull_engine::timeline::Step;
+use lull_proxy_wire::v1;
+use lull_proxy_wire::v1::proxy_server::{Proxy, ProxyServer};
+use lull_proxy_wire::v1::task_event::Event;
+use lull_proxy_wire::v1::to_task::Message;
+use lull_server::{LocalProxy, ServeProxy};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tonic::{Request, Response, Status, Streaming};
+use tower::ServiceExt;
+
+/// What goes wrong, and where.
+#[derive(Debug, Clone, Default)]
+pub struct Script {
+    /// The task fails at this step with this class.
+    pub fail_at: Option<(Step, FailureClass)>,
+    /// The connection to the proxy breaks at this step.
+    pub die_at: Option<Step>,
+    /// After so many events the proxy says nothing more, until it is cancelled.
+    pub hang_after: Option<usize>,
+    /// Pause before each event.
+    pub pause_ms: u64,
+    /// The host key that the guest shows.
+    pub host_key: String,
+    /// The guest's receipt names this.
+    pub left_in_guest: Vec<String>,
+    /// So many recoveries fail first.
+    pub recoveries_fail: u32,
+    /// A hold ends when nobody renewed it for so long.
+    pub hold_silence_ms: u64,
+}
+
+/// The guest and the hypervisor behind a proxy.
+#[derive(Debug, Default)]
+pub struct World {
+    /// File systems are frozen.
+    pub frozen: AtomicBool,
+    /// The runtime component is there.
+    pub deployed: AtomicBool,
+    /// A partial backup file is there.
+    pub partial: AtomicBool,
+    /// Renewals that arrived.
+    pub renewals: AtomicU32,
+}
+
+/// A fake proxy; clones share everything.
+#[derive(Clone)]
+pub struct Fake {
+    pub name: String,
+    pub is_backup_server: bool,
+    pub networks: Vec<String>,
+    pub slots: u32,
+    pub script: Arc<Mutex<Script>>,
+    pub world: Arc<World>,
+    pub silent: Arc<AtomicBool>,
+    pub vms: Arc<Mutex<Vec<String>>>,
+    pub orders: Arc<Mutex<Vec<v1::TaskOrder>>>,
+    pub recoveries: Arc<Mutex<Vec<v1::RecoverOrder>>>,
+    pub tests: Arc<Mutex<Vec<v1::TestOrder>>>,
+}
+
+impl Fake {
+    /// The backup server's own proxy.
+    pub fn embedded() -> Self {
+        Fake::named("backup-server", true)
+    }
+
+    pub fn named(name: &str, is_backup_server: bool) -> Self {
+        Fake {
+            name: name.into(),
+            is_backup_server,
+            networks: Vec::new(),
+            slots: 4,
+            script: Arc::new(Mutex::new(Script { host_key: "SHA256:first".into(), ..Script::default() })),
+            world: Arc::default(),
+            silent: Arc::default(),
+            vms: Arc::new(Mutex::new(vec!["db".into(), "web".into()])),
+            orders: Arc::default(),
+            recoveries: Arc::default(),
+            tests: Arc::default(),
+        }
+    }
+
+    pub fn set(&self, change: impl FnOnce(&mut Script)) {
+        change(&mut self.script.lock().unwrap());
+    }
+
+    pub fn orders(&self) -> Vec<v1::TaskOrder> {
+        self.orders.lock().unwrap().clone()
+    }
+
+    pub fn recoveries(&self) -> Vec<v1::RecoverOrder> {
+        self.recoveries.lock().unwrap().clone()
+    }
+
+    /// As the server is given it.
+    pub fn local(&self) -> LocalProxy {
+        let fake = self.clone();
+        let serve: ServeProxy = Arc::new(move |io| {
+            let fake = fake.clone();
+            Box::pin(async move {
+                let service = ProxyServer::new(fake)
+                    .map_request(|request: hyper::Request<hyper::body::Incoming>| request.map(Body::new));
+                let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(io), TowerToHyperService::new(service))
+                    .await;
+            })
+        });
+        LocalProxy { name: self.name.clone(), is_backup_server: self.is_backup_server, serve }
+    }
+}
+
+/// Sends numbered events; `None` once the script says that nothing more comes.
+struct Up {
+    tx: mpsc::Sender<Result<v1::TaskEvent, Status>>,
+    script: Script,
+    sent: usize,
+}
+
+impl Up {
+    /// False when the proxy fell silent or the server is gone.
+    async fn event(&mut self, event: Event) -> bool {
+        if self.script.hang_after == Some(self.sent) {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(self.script.pause_ms)).await;
+        self.sent += 1;
+        let message = v1::TaskEvent { seq: self.sent as u64, at_us: 0, event: Some(event) };
+        self.tx.send(Ok(message)).await.is_ok()
+    }
+
+    async fn step(&mut self, step: Step) -> bool {
+        let name = step.name().to_string();
+        let started = v1::StepStarted { step: name.clone(), detail: format!("{name} begins") };
+        if !self.event(Event::StepStarted(started)).await {
+            return false;
+        }
+        let ended = v1::StepEnded { step: name, outcome: "ok".into(), detail: "done".into(), took_us: 1_000 };
+        self.event(Event::StepEnded(ended)).await
+    }
+}
+
+type Events = Pin<Box<dyn Stream<Item = Result<v1::TaskEvent, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Proxy for Fake {
+    async fn describe(&self, _: Request<v1::DescribeRequest>) -> Result<Response<v1::ProxyDescription>, Status> {
+        if self.silent.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        Ok(Response::new(v1::ProxyDescription {
+            version: "0.1.0".into(),
+            platform: "linux".into(),
+            slots: self.slots,
+            networks: self.networks.clone(),
+            channels: vec!["ssh".into()],
+            running_tasks: 0,
+        }))
+    }
+
+    type RunTaskStream = Events;
+
+    async fn run_task(&self, request: Request<Streaming<v1::ToTask>>) -> Result<Response<Events>, Status> {
+        let mut down = request.into_inner();
+        let first = down.message().await?.and_then(|message| message.message);
+        let Some(Message::Order(order)) = first else {
+            return Err(Status::invalid_argument("the first message must be the order"));
+        };
+        self.orders.lock().unwrap().push(order.clone());
+        let (tx, rx) = mpsc::channel(64);
+        let fake = self.clone();
+        tokio::spawn(async move { fake.play(order, down, tx).await });
+        Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
+    }
+
+    type RecoverStream = Events;
+
+    async fn recover(&self, request: Request<v1::RecoverOrder>) -> Result<Response<Events>, Status> {
+        let order = request.into_inner();
+        self.recoveries.lock().unwrap().push(order.clone());
+        let (tx, rx) = mpsc::channel(64);
+        let fails = {
+            let mut script = self.script.lock().unwrap();
+            let fails = script.recoveries_fail > 0;
+            script.recoveries_fail = script.recoveries_fail.saturating_sub(1);
+            fails
+        };
+        if !fails && order.guest.is_some() {
+            self.world.frozen.store(false, Ordering::SeqCst);
+            self.world.deployed.store(false, Ordering::SeqCst);
+        }
+        if !fails && order.hypervisor.is_some() && !order.restore_point_id.is_empty() {
+            self.world.partial.store(false, Ordering::SeqCst);
+        }
+        let receipt = v1::Receipt {
+            guest_checked: order.guest.is_some(),
+            hypervisor_checked: order.hypervisor.is_some(),
+            ..Default::default()
+        };
+        let end = if fails {
+            failed(Step::Connect, FailureClass::GuestUnreachable)
+        } else {
+            v1::Finished { outcome: "success".into(), receipt: Some(receipt), ..Default::default() }
+        };
+        let message = v1::TaskEvent { seq: 1, at_us: 0, event: Some(Event::Finished(end)) };
+        let _ = tx.send(Ok(message)).await;
+        Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
+    }
+
+    type TestGuestStream = Events;
+
+    async fn test_guest(&self, request: Request<v1::TestOrder>) -> Result<Response<Events>, Status> {
+        self.tests.lock().unwrap().push(request.into_inner());
+        let (tx, rx) = mpsc::channel(64);
+        let script = self.script.lock().unwrap().clone();
+        tokio::spawn(async move {
+            let fail_at = script.fail_at;
+            let mut up = Up { tx, script, sent: 0 };
+            if !up.step(Step::Connect).await {
+                up.tx.closed().await;
+            }
+            let end = match fail_at {
+                Some((step, class)) => failed(step, class),
+                None => v1::Finished { outcome: "success".into(), ..Default::default() },
+            };
+            up.event(Event::Finished(end)).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
+    }
+
+    async fn list_vms(&self, request: Request<v1::HypervisorTarget>) -> Result<Response<v1::VmList>, Status> {
+        let Some(v1::hypervisor_target::Kind::Qemu(qemu)) = request.into_inner().kind else {
+            return Err(Status::invalid_argument("no target"));
+        };
+        if qemu.sockets_dir.contains("missing") {
+            return Err(Status::not_found(format!("{} is not there", qemu.sockets_dir)));
+        }
+        let entry = |name: &String| v1::VmEntry {
+            name: name.clone(),
+            state: "running".into(),
+            disks: vec!["disk0".into()],
+            ..Default::default()
+        };
+        Ok(Response::new(v1::VmList { vms: self.vms.lock().unwrap().iter().map(entry).collect() }))
+    }
+}
+
+impl Fake {
+    /// One task, from the order to the end.
+    async fn play(
+        &self,
+        order: v1::TaskOrder,
+        mut down: Streaming<v1::ToTask>,
+        tx: mpsc::Sender<Result<v1::TaskEvent, Status>>,
+    ) {
+        let script = self.script.lock().unwrap().clone();
+        let mut up = Up { tx: tx.clone(), script, sent: 0 };
+        let cancelled = tokio::select! {
+            done = self.steps(&order, &mut up) => match done {
+                Ok(end) => {
+                    let hold = matches!(order.work, Some(v1::task_order::Work::Hold(_)));
+                    let end = if hold { self.hold(&mut down, &mut up).await } else { end };
+                    if !up.event(Event::Finished(end)).await {
+                        Self::cancellation(&mut down).await
+                    } else {
+                        return;
+                    }
+                }
+                Err(Gone::Dead) => {
+                    let _ = tx.send(Err(Status::unavailable("connection reset"))).await;
+                    return;
+                }
+                Err(Gone::Silent) => Self::cancellation(&mut down).await,
+            },
+            cancelled = Self::cancellation(&mut down) => cancelled,
+        };
+        if cancelled {
+            self.undo();
+            up.script.hang_after = None;
+            let end = v1::Finished { outcome: "cancelled".into(), receipt: Some(clean()), ..Default::default() };
+            up.event(Event::Finished(end)).await;
+        }
+    }
+
+    /// True for a cancellation, false when the server is gone.
+    async fn cancellation(down: &mut Streaming<v1::ToTask>) -> bool {
+        loop {
+            match down.message().await {
+                Ok(Some(v1::ToTask { message: Some(Message::Cancel(_)) })) => return true,
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return false,
+            }
+        }
+    }
+
+    fn undo(&self) {
+        self.world.frozen.store(false, Ordering::SeqCst);
+        self.world.deployed.store(false, Ordering::SeqCst);
+        self.world.partial.store(false, Ordering::SeqCst);
+    }
+
+    async fn steps(&self, order: &v1::TaskOrder, up: &mut Up) -> Result<v1::Finished, Gone> {
+        let backup = match &order.work {
+            Some(v1::task_order::Work::Backup(backup)) => Some(backup.clone()),
+            _ => None,
+        };
+        let guest = order.guest.is_some();
+        for step in Step::ALL {
+            let in_guest = !matches!(step, Step::Snapshot | Step::Copy | Step::Verify | Step::Inventory);
+            let at_hypervisor = matches!(step, Step::Snapshot | Step::Copy | Step::Verify);
+            if (in_guest && !guest) || (at_hypervisor && backup.is_none()) {
+                continue;
+            }
+            if up.script.die_at == Some(step) {
+                return Err(Gone::Dead);
+            }
+            if let Some((_, class)) = up.script.fail_at.filter(|(at, _)| *at == step) {
+                let name = step.name().to_string();
+                let started = v1::StepStarted { step: name.clone(), detail: String::new() };
+                let ended = v1::StepEnded { step: name, outcome: "failed".into(), ..Default::default() };
+                sent(up.event(Event::StepStarted(started)).await)?;
+                sent(up.event(Event::StepEnded(ended)).await)?;
+                self.undo();
+                return Ok(failed(step, class));
+            }
+            match step {
+                Step::Deploy => self.world.deployed.store(true, Ordering::SeqCst),
+                Step::Freeze => self.world.frozen.store(true, Ordering::SeqCst),
+                Step::Copy => self.world.partial.store(true, Ordering::SeqCst),
+                Step::Thaw => self.world.frozen.store(false, Ordering::SeqCst),
+                Step::Remove => self.world.deployed.store(false, Ordering::SeqCst),
+                _ => {}
+            }
+            sent(up.step(step).await)?;
+            if let Some(event) = beside(step, &up.script) {
+                sent(up.event(event).await)?;
+            }
+            if step == Step::Copy {
+                let progress = v1::Progress { step: "copy".into(), done_bytes: 50, total_bytes: 100 };
+                sent(up.event(Event::Progress(progress)).await)?;
+            }
+            if matches!(order.work, Some(v1::task_order::Work::Hold(_))) && step == Step::Freeze {
+                break;
+            }
+        }
+        let mut receipt = clean();
+        receipt.left_in_guest = up.script.left_in_guest.clone();
+        Ok(v1::Finished {
+            outcome: "success".into(),
+            evidence_json: if guest && backup.is_some() { evidence() } else { String::new() },
+            inventory_json: r#"{"os":"Debian GNU/Linux 12"}"#.into(),
+            restore_point: backup.map(|backup| {
+                self.world.partial.store(false, Ordering::SeqCst);
+                v1::RestorePointFiles {
+                    directory: format!("{}/db/{}", backup.repository_dir, backup.restore_point_id),
+                    bytes: 1_000,
+                    disk_bytes: 2_000,
+                    disks: vec!["disk0.qcow2".into()],
+                    bitmap: format!("lull-{}", backup.restore_point_id),
+                    atomic: true,
+                }
+            }),
+            receipt: Some(receipt),
+            ..Default::default()
+        })
+    }
+
+    /// At rest until the caller is done or silent.
+    async fn hold(&self, down: &mut Streaming<v1::ToTask>, up: &mut Up) -> v1::Finished {
+        let facts = [("LULL_VM".to_string(), "db".to_string())].into_iter().collect();
+        up.event(Event::HoldReady(v1::HoldReady { facts })).await;
+        let silence = Duration::from_millis(up.script.hold_silence_ms.max(1));
+        let outcome = loop {
+            let message = if up.script.hold_silence_ms == 0 {
+                Ok(down.message().await)
+            } else {
+                tokio::time::timeout(silence, down.message()).await
+            };
+            match message {
+                Ok(Ok(Some(v1::ToTask { message: Some(Message::Renew(_)) }))) => {
+                    self.world.renewals.fetch_add(1, Ordering::SeqCst);
+                }
+                Ok(Ok(Some(v1::ToTask { message: Some(Message::End(end)) }))) => {
+                    break if end.succeeded { "success" } else { "warning" };
+                }
+                _ => break "cancelled",
+            }
+        };
+        self.undo();
+        let thawed = v1::Thawed { freeze_id: 1, no_gap: true, window_us: 5_000 };
+        up.event(Event::Thawed(thawed)).await;
+        v1::Finished { outcome: outcome.into(), receipt: Some(clean()), ..Default::default() }
+    }
+}
+
+enum Gone {
+    Dead,
+    Silent,
+}
+
+fn sent(was_sent: bool) -> Result<(), Gone> {
+    if was_sent { Ok(()) } else { Err(Gone::Silent) }
+}
+
+/// What comes with a step besides its beginning and end.
+fn beside(step: Step, script: &Script) -> Option<Event> {
+    match step {
+        Step::Connect => Some(Event::HostKeySeen(v1::HostKeySeen {
+            key: Some(v1::HostKey {
+                algorithm: "ssh-ed25519".into(),
+                fingerprint: script.host_key.clone(),
+                public_key: format!("ssh-ed25519 {}", script.host_key),
+            }),
+            first_contact: true,
+        })),
+        Step::Freeze => Some(Event::Frozen(v1::Frozen { freeze_id: 1, superblocks: 2 })),
+        Step::Thaw => Some(Event::Thawed(v1::Thawed { freeze_id: 1, no_gap: true, window_us: 12_345 })),
+        _ => None,
+    }
+}
+
+fn clean() -> v1::Receipt {
+    v1::Receipt { guest_checked: true, hypervisor_checked: true, ..Default::default() }
+}
+
+/// Everything was frozen inside the window.
+fn evidence() -> String {
+    serde_json::json!({
+        "file_systems": [{
+            "mount_points": ["/"], "superblock": "8:1", "fs_type": "ext4",
+            "role": {"kind": "root", "applications": []}, "writable": true, "freezable": true, "excluded": false,
+            "frozen": {"kind": "attempted", "freeze": {"result": "ok"}, "thaw": {"result": "ok"}},
+            "on_snapshot": true
+        }],
+        "applications": [{"name": "PostgreSQL 15 main", "superblocks": ["8:1"], "quiesce": {"kind": "quiesced"}}],
+        "applications_searched": true,
+        "window": {"frozen_id": 1, "acknowledged_before_snapshot": true,
+            "snapshot_returned_before_thaw": true, "thawed_id": 1, "no_gap": true},
+        "snapshot": {"taken": true, "atomic": true}
+    })
+    .to_string()
+}
+
+pub fn failed(step: Step, class: FailureClass) -> v1::Finished {
+    let failure = TaskFailure {
+        step: Some(step),
+        hop: Hop::ProxyToGuest,
+        cause: format!("the script says so at {step}"),
+        remedy: "change the script".into(),
+        class,
+    };
+    v1::Finished {
+        outcome: "failed".into(),
+        failure_json: serde_json::to_string(&failure).unwrap(),
+        receipt: Some(clean()),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,117 @@
+//! The server is killed between any two events: the next one finds what is owed, sees to the guest, and closes the
+//! task with the truth.
+
+use crate::fake::Fake;
+use crate::harness::{Place, Server, furnish};
+use lull_api::infrastructure::RestorePoint;
+use lull_api::job::GuestSettings;
+use lull_api::session::Session;
+use std::sync::atomic::Ordering;
+
+/// Events of a whole task in the fake's script, its end included.
+const EVENTS: usize = 33;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_after_any_event_the_task_is_recovered_and_closed_with_the_truth() {
+    let place = Place::new();
+    let fake = Fake::embedded();
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    furnish(&server, &place, &["db"], GuestSettings::default()).await;
+    server.stop().await.unwrap();
+    for hang_after in 0..EVENTS {
+        killed_after(&place, &fake, hang_after).await;
+    }
+    // Uninterrupted, everything is as it was, and the database has no open end.
+    fake.set(|script| script.hang_after = None);
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    let session = server.finished(server.run("j").await.summary.id).await;
+    assert_eq!(session.summary.result.as_deref(), Some("success"));
+    let points: Vec<RestorePoint> = server.client.get("/restore-points").await.unwrap();
+    assert_eq!(points.len(), 1, "no killed task may leave a restore point that was not recorded");
+}
+
+async fn killed_after(place: &Place, fake: &Fake, hang_after: usize) {
+    fake.set(|script| script.hang_after = Some(hang_after));
+    let orders = fake.orders().len();
+    let recoveries = fake.recoveries().len();
+    let server = Server::start(&place.state, std::slice::from_ref(fake)).await;
+    let id = server.run("j").await.summary.id;
+    // Killed while the proxy is at work, as far as it gets; the last events may not be written down yet.
+    while fake.orders().len() == orders {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(5 * (hang_after as u64 % 4))).await;
+    server.kill().await;
+
+    let server = Server::start(&place.state, std::slice::from_ref(fake)).await;
+    assert_eq!(server.ready.recovering_tasks, 1, "after {hang_after} events");
+    let session = server.finished(id).await;
+    let task = &session.tasks[0];
+    assert_eq!(task.result.as_deref(), Some("failed"), "after {hang_after} events: {session:#?}");
+    let text = &task.failure.as_ref().unwrap().text;
+    assert!(text.contains("the backup server stopped while the task was open"), "{text}");
+    assert_eq!(task.restore_point, None);
+    let since = &fake.recoveries()[recoveries..];
+    assert_eq!(since.iter().filter(|r| r.guest.is_some()).count(), 1, "after {hang_after} events: {since:?}");
+    let order = fake.orders()[orders].clone();
+    assert!(since.iter().all(|r| r.epoch > order.epoch), "the recovery must win over the task");
+    let Some(lull_proxy_wire::v1::task_order::Work::Backup(work)) = order.work else { panic!() };
+    let swept: Vec<_> = since.iter().filter(|r| r.hypervisor.is_some()).collect();
+    assert!(swept.iter().all(|r| r.restore_point_id == work.restore_point_id), "{swept:?}");
+    for (what, left) in
+        [("frozen", &fake.world.frozen), ("deployed", &fake.world.deployed), ("partial", &fake.world.partial)]
+    {
+        assert!(!left.load(Ordering::SeqCst), "after {hang_after} events the guest is still {what}");
+    }
+    server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_cannot_be_reached_stays_visible_and_new_work_waits_for_it() {
+    let place = Place::new();
+    let fake = Fake::embedded();
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    furnish(&server, &place, &["db"], GuestSettings::default()).await;
+    fake.set(|script| script.hang_after = Some(12));
+    let id = server.run("j").await.summary.id;
+    server.until(id, "it is frozen", |s| s.tasks[0].steps.iter().any(|step| step.step == "freeze")).await;
+    server.kill().await;
+
+    fake.set(|script| {
+        script.hang_after = None;
+        script.recoveries_fail = 6;
+    });
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    let command = |s: &Session| s.tasks[0].notes.iter().any(|note| note.contains("fsfreeze --unfreeze"));
+    let session = server.until(id, "the operator is told the command", command).await;
+    assert_eq!((session.tasks[0].state.as_str(), session.summary.state.as_str()), ("recovering", "running"));
+    let next = server.run("j").await.summary.id;
+    let waits = |s: &Session| s.tasks[0].notes.iter().any(|note| note.contains(&format!("session {id}")));
+    let waiting = server.until(next, "it says what it waits for", waits).await;
+    assert_eq!(waiting.tasks[0].state, "waiting");
+    assert_eq!(server.finished(id).await.summary.result.as_deref(), Some("failed"));
+    assert_eq!(server.finished(next).await.summary.result.as_deref(), Some("success"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_recovering_it_recovers_again_under_a_new_number() {
+    let place = Place::new();
+    let fake = Fake::embedded();
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    furnish(&server, &place, &["db"], GuestSettings::default()).await;
+    fake.set(|script| script.hang_after = Some(12));
+    let id = server.run("j").await.summary.id;
+    server.until(id, "it is frozen", |s| s.tasks[0].steps.iter().any(|step| step.step == "freeze")).await;
+    server.kill().await;
+    fake.set(|script| script.recoveries_fail = 3);
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    server.until(id, "a recovery failed", |s| s.tasks[0].notes.iter().any(|n| n.contains("not yet"))).await;
+    server.kill().await;
+    fake.set(|script| script.recoveries_fail = 0);
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    let session = server.finished(id).await;
+    assert_eq!(session.summary.result.as_deref(), Some("failed"));
+    let epochs: Vec<u64> = fake.recoveries().iter().filter(|r| r.guest.is_some()).map(|r| r.epoch).collect();
+    assert!(epochs.last() > epochs.first(), "{epochs:?}");
+    assert!(!fake.world.frozen.load(Ordering::SeqCst));
+}

@@ -1,0 +1,11 @@
+//! The server as its callers see it: a real database, real HTTP on a free port, and proxies that play a script.
+
+mod fake;
+mod harness;
+mod interface;
+mod kills;
+mod quiesce;
+mod scenarios;
+mod secrecy;
+mod stored;
+mod streams;
