@@ -21,3 +21,5 @@ suite freeze-guest root,guests 'a guest with systemd, PAM and logind comes back 
 suite postgres root        'real PostgreSQL servers 10 to 18 against the application module' rust_target lull-runtime postgres_versions
 suite hypervisor root,guests 'backups of real QEMU processes, and every fault on the way'   rust_target lull-hypervisor qemu
 suite channel root,guests  'SSH, elevation, deployment and receipt on real guests'          rust_target lull-proxy real_guest_ssh
+suite task root,guests     'whole tasks on a real guest, through the proxy'                 rust_target lull-proxy real_guest_task
+suite demo guests          'the one command of the README, from nothing to proof'           ./demo --check
