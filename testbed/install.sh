@@ -35,6 +35,7 @@ groups='demo|qemu-system-x86 qemu-utils|runs the guests, and makes and checks th
 demo|e2fsprogs kmod cpio|builds a guest: its root file system, its kernel modules, its initrd
 demo|openssh-client|logs in to the guest, and makes the key pair of the testbed
 demo|gcc libc6-dev pkg-config|links Rust programs and compiles SQLite
+demo|jq socat|reads the figures of a run, and asks QEMU itself what is left
 demo|ca-certificates|lets cargo verify the registry it downloads from
 test|mmdebstrap|builds the guest that boots systemd, with its maintainer scripts run
 test|xfsprogs btrfs-progs|freeze tests on loop-mounted XFS and btrfs

@@ -17,6 +17,7 @@ suite unit    -    'unit and scenario tests that need neither root nor guests'  
 suite guests  root,guests 'the guests of the testbed are what other suites take them for'  testbed/selftest.sh pg full systemd
 suite freeze-loop root     'freeze, thaw and scripts of the component on loop-mounted file systems' rust_target lull-runtime freeze_loop -- --skip kill_matrix
 suite kill-matrix root     'each part killed, stopped or cut while frozen: the table of times to the thaw' rust_table lull-runtime freeze_loop kill_matrix
+suite freeze-guest root,guests 'a guest with systemd, PAM and logind comes back from every fault'         rust_table lull-runtime freeze_guest
 suite postgres root        'real PostgreSQL servers 10 to 18 against the application module' rust_target lull-runtime postgres_versions
 suite hypervisor root,guests 'backups of real QEMU processes, and every fault on the way'   rust_target lull-hypervisor qemu
 suite channel root,guests  'SSH, elevation, deployment and receipt on real guests'          rust_target lull-proxy real_guest_ssh

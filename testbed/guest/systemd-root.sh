@@ -10,20 +10,20 @@
 systemd_packages='systemd systemd-sysv libpam-systemd dbus udev openssh-server sudo qemu-guest-agent postgresql
   iproute2 kmod procps e2fsprogs util-linux-extra less nano'
 
-machine_sources() { # the machine's own package sources, distribution's alone, as apt lines
+machine_sources() { # FILE: gets the machine's own package sources, the distribution's alone, as apt lines; fails if there are none
   local id
   id=$(sed -n 's/^ID=//p' /etc/os-release)
   # shellcheck disable=SC2016 # apt expands these
   apt-get indextargets --format '$(ORIGIN) $(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
-    awk -v id="$id" 'tolower($1) == id && $3 !~ /backports/ && !seen[$0]++ { print "deb", $2, $3, $4 }'
+    awk -v id="$id" 'tolower($1) == id && $3 !~ /backports/ && !seen[$0]++ { print "deb", $2, $3, $4 }' >"$1"
+  [ -s "$1" ]
 }
 
 systemd_root() { # ROOT WORK
   local root=$1 work=$2 folder codename started
   need mmdebstrap
   codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
-  own_sources() { machine_sources >"$work/sources.list"; [ -s "$work/sources.list" ]; }
-  with_fresh_lists own_sources || die "this machine's package sources hold no entry of its own distribution"
+  with_fresh_lists machine_sources "$work/sources.list" || die "this machine's package sources hold no entry of its own distribution"
   folder=$LULL_TESTBED/debs/systemd-$(printf '%s' "$systemd_packages" | sha256sum | cut -c 1-12)
   # shellcheck disable=SC2086 # a list of words
   fetch_packages "$folder" '?and(?essential, ?architecture(native))' apt $systemd_packages

@@ -4,11 +4,13 @@
 //! pure and lie in the modules below; this one knows only where their input comes from.
 
 use anyhow::{Context, Result, bail};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 mod documents;
 mod layers;
+mod promises;
 mod sources;
 mod suites;
 
@@ -30,9 +32,15 @@ pub fn run() -> Result<()> {
         let text = read(root, file)?;
         findings.extend(documents::missing_paths(file, &text, |path| root.join(path).exists()));
     }
+    let mut tests = BTreeSet::new();
     for file in files.iter().filter(|f| f.extension().is_some_and(|e| e == "rs")) {
-        findings.extend(sources::violations(file, &read(root, file)?));
+        let text = read(root, file)?;
+        findings.extend(sources::violations(file, &text));
+        tests.extend(promises::functions(&text).map(String::from));
     }
+    let specification = Path::new("docs/specification.md");
+    let gone = promises::without_test(&read(root, specification)?, &tests);
+    findings.extend(gone.into_iter().map(|finding| format!("{}: {finding}", specification.display())));
 
     for finding in &findings {
         println!("{finding}");

@@ -36,6 +36,8 @@ pub struct Window {
     pub thawed: Option<Thawed>,
     /// From *freeze* sent to *thaw* answered, in microseconds.
     pub window_us: u64,
+    /// From *thaw* sent to its answer, in microseconds.
+    pub thaw_us: u64,
 }
 
 impl Window {

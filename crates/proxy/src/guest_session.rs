@@ -22,7 +22,7 @@ use crate::runtime_client::{CallError, RuntimeClient};
 use crate::ssh::{self, HostKeySeen};
 use async_trait::async_trait;
 use lull_engine::failover::FailureClass;
-use lull_engine::session::Hop;
+use lull_engine::session::{Hop, TaskFailure};
 use lull_engine::settings::{GuestProcessing, ScriptMode};
 use lull_engine::timeline::Step;
 use lull_guest_wire::{
@@ -32,6 +32,7 @@ use lull_guest_wire::{
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::task_event::Event;
 use std::time::Duration;
+use tokio::time::Instant;
 
 const INVENTORY_LIMIT: Duration = Duration::from_secs(60);
 const CONNECT_TO_APPLICATION_MS: u64 = 10_000;
@@ -96,6 +97,8 @@ pub struct GuestSession<'a> {
     channel: Option<Box<dyn GuestChannel>>,
     component: Option<(RuntimeClient, Hello)>,
     armed: Option<(FreezeId, Armed)>,
+    /// A command that was given up: the component is still at it, until then at most.
+    given_up: Option<(u32, Instant)>,
     /// What the guest is.
     pub inventory: Option<Inventory>,
     /// What became of its applications.
@@ -122,6 +125,7 @@ impl<'a> GuestSession<'a> {
             channel: None,
             component: None,
             armed: None,
+            given_up: None,
             inventory: None,
             quiesced: None,
             window: Window::default(),
@@ -194,9 +198,14 @@ impl<'a> GuestSession<'a> {
         };
         let limit = Duration::from_millis(scripts.timeout_ms) + SCRIPT_GRACE;
         let cancel = self.cancel.clone();
+        self.settle().await;
         let client = self.client(step)?;
         let failed = |e: &CallError| failure::of_call(step, &format!("the {name} did not run to its end"), e);
-        let id = client.send(Command::Script(order)).await.map_err(|e| failed(&e))?;
+        let id = match client.send(Command::Script(order)).await {
+            Ok(id) => id,
+            Err(e) => return Err(self.give_up(&e, failed(&e)).into()),
+        };
+        let client = self.client(step)?;
         let first = tokio::select! {
             answer = client.answer_within(id, limit) => Some(answer),
             () = cancel.cancelled(), if stage == ScriptStage::PreFreeze => None,
@@ -204,11 +213,15 @@ impl<'a> GuestSession<'a> {
         let (answer, cancelled) = match first {
             Some(answer) => (answer, false),
             None => {
-                client.send(Command::CancelScript).await.map_err(|e| failed(&e))?;
-                (client.answer_within(id, SCRIPT_GRACE).await, true)
+                let sent = client.send(Command::CancelScript).await;
+                let answer = match sent {
+                    Ok(_) => client.answer_within(id, SCRIPT_GRACE).await,
+                    Err(e) => Err(e),
+                };
+                (answer, true)
             }
         };
-        let answer = answer.map_err(|e| failed(&e))?;
+        let answer = answer.map_err(|e| self.give_up(&e, failed(&e)))?;
         let Answer::Script(result) = answer else { return Err(self.wrong(step, &answer)) };
         self.tell_output(name, &result);
         if cancelled {
@@ -277,12 +290,16 @@ impl<'a> GuestSession<'a> {
 
     /// Lets the applications go again.
     pub async fn release(&mut self) -> Result<String, Stop> {
+        self.settle().await;
         let Some((client, _)) = &mut self.component else {
             return Ok("they were let go when the component ended".into());
         };
         match client.call(Command::Release, RELEASE_LIMIT).await {
             Ok(_) => Ok(String::new()),
-            Err(e) => Err(failure::of_call(Step::Release, "the applications were not told to go on", &e).into()),
+            Err(e) => {
+                let failure = failure::of_call(Step::Release, "the applications were not told to go on", &e);
+                Err(self.give_up(&e, failure).into())
+            }
         }
     }
 
@@ -363,13 +380,39 @@ impl<'a> GuestSession<'a> {
         let cancel = self.cancel.clone();
         cancel.check()?;
         let client = self.client(step)?;
-        let id = client.send(command).await.map_err(|e| failure::of_call(step, what, &e))?;
-        let answer = cancel.or(client.answer_within(id, limit)).await?;
+        let id = match client.send(command).await {
+            Ok(id) => id,
+            Err(e) => return Err(self.give_up(&e, failure::of_call(step, what, &e)).into()),
+        };
+        let until = Instant::now() + limit;
+        let client = self.client(step)?;
+        let answer = match cancel.or(client.answer_within(id, limit)).await {
+            Ok(answer) => answer,
+            Err(stop) => {
+                self.given_up = Some((id, until));
+                return Err(stop);
+            }
+        };
         let notes = client.take_notes();
         for note in notes {
             self.reporter.info(note);
         }
-        Ok(answer.map_err(|e| failure::of_call(step, what, &e))?)
+        Ok(answer.map_err(|e| self.give_up(&e, failure::of_call(step, what, &e)))?)
+    }
+
+    /// A component that was lost is not asked again: what must still run gets a new one.
+    fn give_up(&mut self, error: &CallError, failure: TaskFailure) -> TaskFailure {
+        if matches!(error, CallError::Lost(_) | CallError::Protocol(_)) {
+            self.component = None;
+        }
+        failure
+    }
+
+    /// Waits for the end of a command that was given up: the component does one thing at a time.
+    async fn settle(&mut self) {
+        if let (Some((id, until)), Some((client, _))) = (self.given_up.take(), &mut self.component) {
+            let _ = client.answer_within(id, until.saturating_duration_since(Instant::now())).await;
+        }
     }
 
     fn wrong(&self, step: Step, answer: &Answer) -> Stop {

@@ -11,6 +11,7 @@ pub mod channel;
 pub mod deploy;
 pub mod evidence;
 pub mod failure;
+pub mod fake;
 pub mod guest_session;
 pub mod networks;
 pub mod order;

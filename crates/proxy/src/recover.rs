@@ -85,10 +85,15 @@ pub async fn run(recovery: Recovery<'_>, reporter: Reporter, cancel: Cancel) -> 
                 }
                 receipt.left_in_hypervisor = report.remaining;
                 let line = format!("{} things removed", report.removed.len());
-                reporter.ended(Step::Verify, StepOutcome::Ok, line, began);
+                reporter.ended(Step::Verify, StepOutcome::Ok, line, began.elapsed());
             }
             Err(e) => {
-                reporter.ended(Step::Verify, StepOutcome::Failed, format!("{}; {}", e.cause, e.remedy), began);
+                reporter.ended(
+                    Step::Verify,
+                    StepOutcome::Failed,
+                    format!("{}; {}", e.cause, e.remedy),
+                    began.elapsed(),
+                );
                 failure.get_or_insert_with(|| failure::of_hypervisor(Step::Verify, &e));
             }
         }
@@ -127,7 +132,7 @@ async fn recover_guest(
         Ok(line) => line.clone(),
         Err(failure) => failure.to_string(),
     };
-    reporter.ended(Step::Thaw, outcome, line, began);
+    reporter.ended(Step::Thaw, outcome, line, began.elapsed());
     thawed?;
 
     let began = reporter.started(Step::Remove, "");
@@ -156,11 +161,11 @@ fn told<T>(
 ) -> Result<T, TaskFailure> {
     match result {
         Ok(value) => {
-            reporter.ended(step, StepOutcome::Ok, line(&value), began);
+            reporter.ended(step, StepOutcome::Ok, line(&value), began.elapsed());
             Ok(value)
         }
         Err(e) => {
-            reporter.ended(step, StepOutcome::Failed, format!("{e}; {}", e.remedy), began);
+            reporter.ended(step, StepOutcome::Failed, format!("{e}; {}", e.remedy), began.elapsed());
             Err(failure::of_channel(step, &e))
         }
     }
@@ -210,10 +215,10 @@ async fn thaw(
 }
 
 async fn wait_until_gone(channel: &dyn GuestChannel, patience: Duration) -> Result<GuestLook, ChannelError> {
-    let until = Instant::now() + patience;
+    let until = tokio::time::Instant::now() + patience;
     loop {
         let look = receipt::look(channel).await?;
-        if look.processes.is_empty() || Instant::now() >= until {
+        if look.processes.is_empty() || tokio::time::Instant::now() >= until {
             return Ok(look);
         }
         tokio::time::sleep(LOOK_EVERY).await;

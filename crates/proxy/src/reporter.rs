@@ -7,7 +7,7 @@ use lull_engine::timeline::Step;
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::task_event::Event;
 use std::sync::{Arc, Mutex};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -103,12 +103,12 @@ impl Reporter {
     }
 
     /// A step ended.
-    pub fn ended(&self, step: Step, outcome: StepOutcome, detail: impl Into<String>, began: Instant) {
+    pub fn ended(&self, step: Step, outcome: StepOutcome, detail: impl Into<String>, took: Duration) {
         self.tell(Event::StepEnded(v1::StepEnded {
             step: step.name().into(),
             outcome: outcome.name().into(),
             detail: detail.into(),
-            took_us: began.elapsed().as_micros() as u64,
+            took_us: took.as_micros() as u64,
         }));
     }
 

@@ -137,6 +137,16 @@ impl Run<'_> {
         result: Result<T, Stop>,
         line: impl FnOnce(&T) -> String,
     ) -> Result<T, Stop> {
+        self.end_after(step, began.elapsed(), result, line)
+    }
+
+    fn end_after<T>(
+        &mut self,
+        step: Step,
+        took: Duration,
+        result: Result<T, Stop>,
+        line: impl FnOnce(&T) -> String,
+    ) -> Result<T, Stop> {
         let (outcome, line) = match &result {
             Ok(value) => {
                 self.progress.done.insert(step);
@@ -145,7 +155,7 @@ impl Run<'_> {
             Err(Stop::Cancelled(reason)) => (StepOutcome::Cancelled, reason.clone()),
             Err(Stop::Failed(failure)) => (StepOutcome::Failed, format!("{}; {}", failure.cause, failure.remedy)),
         };
-        self.reporter.ended(step, outcome, line, began);
+        self.reporter.ended(step, outcome, line, took);
         result
     }
 
@@ -172,8 +182,12 @@ impl Run<'_> {
         self.guest.is_some() && body.is_some() && scripts.mode != ScriptMode::Disabled
     }
 
+    /// Where the component was lost on the way, a new one runs the script.
     async fn post_script(&mut self) -> Result<(), Stop> {
         if self.has_script(ScriptStage::PostThaw) {
+            if let Some(guest) = self.guest.as_mut().filter(|guest| !guest.has_component()) {
+                guest.redeploy().await.map_err(|e| failure::of_channel(Step::PostScript, &e))?;
+            }
             return self.guest_step(Step::PostScript).await;
         }
         // Nothing to run, and so nothing owed.

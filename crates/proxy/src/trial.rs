@@ -31,7 +31,7 @@ pub async fn run(
         if guest.has_component() {
             let began = reporter.started(Step::Remove, "");
             let line = guest.remove().await.unwrap_or_default();
-            reporter.ended(Step::Remove, StepOutcome::Ok, line, began);
+            reporter.ended(Step::Remove, StepOutcome::Ok, line, began.elapsed());
             if let Ok(look) = guest.look().await {
                 let receipt = v1::Receipt {
                     guest_checked: true,
@@ -91,5 +91,5 @@ fn tell(reporter: &Reporter, step: Step, began: std::time::Instant, result: &Res
         Err(Stop::Cancelled(reason)) => (StepOutcome::Cancelled, reason.clone()),
         Err(Stop::Failed(failure)) => (StepOutcome::Failed, format!("{}; {}", failure.cause, failure.remedy)),
     };
-    reporter.ended(step, outcome, line, began);
+    reporter.ended(step, outcome, line, began.elapsed());
 }

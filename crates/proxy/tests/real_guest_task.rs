@@ -1,8 +1,10 @@
 //! Whole tasks on a real guest, through the proxy's own calls.
 
 #[path = "support/embedded.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
 mod embedded;
 #[path = "support/guest.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
 mod guest;
 
 use embedded::{Running, embedded};
@@ -139,8 +141,9 @@ async fn a_killed_component_and_watchdog_are_recovered_from_by_hand() {
     let (mut client, _proxy) = embedded(ProxyConfig::default()).await;
     let mut task = Running::start(&mut client, order(&guest, Work::Hold(v1::HoldWork {}))).await;
     task.until(|event| matches!(event, Event::HoldReady(_))).await;
-    // Both at once, which no watchdog survives: the root stays frozen until the ladder's third step.
-    guest.ssh("kill -9 $(ls -l /proc/[0-9]*/exe 2>/dev/null | sed -n 's#.*/proc/\\([0-9]*\\)/exe -> .*/lull-runtime.*#\\1#p')");
+    // Both at once, which no watchdog survives: the root stays frozen until the ladder's third step. Stopped first, so
+    // that neither sees the other die.
+    guest.ssh("p=$(ls -l /proc/[0-9]*/exe 2>/dev/null | sed -n 's#.*/proc/\\([0-9]*\\)/exe -> .*/lull-runtime.*#\\1#p'); kill -STOP $p; kill -KILL $p");
     let end = v1::HoldEnd { succeeded: true, detail: String::new() };
     task.words.send(v1::ToTask { message: Some(Message::End(end)) }).await.unwrap();
     let finished = task.finished().await;

@@ -7,7 +7,6 @@ use std::time::Duration;
 use lull_hypervisor::{ErrorClass, HypervisorError, QemuHost};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::task::JoinHandle;
 
 use crate::bed::{Bed, Style, copy};
 
@@ -26,7 +25,6 @@ type Plan = Arc<Mutex<Option<(When, &'static str)>>>;
 struct Relay {
     host: QemuHost,
     plan: Plan,
-    task: JoinHandle<()>,
 }
 
 impl Relay {
@@ -36,23 +34,22 @@ impl Relay {
         let listener = UnixListener::bind(dir.join("vm.qmp")).unwrap();
         let plan = Plan::default();
         let (upstream, plans) = (bed.host.dir().join("vm.qmp"), plan.clone());
-        let task = tokio::spawn(async move {
+        tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
                 pass(client, &upstream, &plans).await;
             }
         });
-        Relay { host: QemuHost::new(dir), plan, task }
+        Relay { host: QemuHost::new(dir), plan }
     }
 
     fn cut(&self, when: When, command: &'static str) {
         *self.plan.lock().unwrap() = Some((when, command));
     }
 
-    /// Takes the relay away for good: the socket no longer answers.
+    /// Takes the socket away for good; a connection that exists ends as planned.
     fn remove(&self, bed: &Bed) {
-        self.task.abort();
-        let _ = std::fs::remove_dir_all(bed.dir.path().join("relay"));
+        std::fs::remove_dir_all(bed.dir.path().join("relay")).unwrap();
     }
 }
 

@@ -3,6 +3,7 @@
 mod commands;
 mod fake;
 mod follow;
+mod host_key;
 mod quiesce;
 mod run;
 mod samples;

@@ -72,7 +72,12 @@ impl GuestSession<'_> {
         let armed = match answer {
             Ok(Answer::Armed(armed)) => armed,
             Ok(other) => return Err((self.wrong(Step::Freeze, &other), None)),
-            Err(e) => return Err((not_frozen("the freeze could not be prepared", &e), kind)),
+            Err(e) => {
+                if matches!(e, CallError::Lost(_) | CallError::Protocol(_)) {
+                    self.component = None;
+                }
+                return Err((not_frozen("the freeze could not be prepared", &e), kind));
+            }
         };
         for note in &armed.notes {
             self.reporter.info(note);
@@ -132,9 +137,11 @@ impl GuestSession<'_> {
             None => result.trouble = Some(cancel.stop()),
         }
         if result.refused.is_none() {
+            let thaw_began = Instant::now();
             match thaw(client, freeze).await {
                 Ok(thawed) => {
                     window.window_us = began.elapsed().as_micros() as u64;
+                    window.thaw_us = thaw_began.elapsed().as_micros() as u64;
                     let thawed_event =
                         v1::Thawed { freeze_id: freeze.0, no_gap: thawed.no_gap, window_us: window.window_us };
                     window.thawed = Some(thawed);
@@ -151,7 +158,7 @@ impl GuestSession<'_> {
     }
 
     /// Tells what the window came to, once the guest writes again.
-    pub fn tell_thaw(&self, began: std::time::Instant) {
+    pub fn tell_thaw(&self) {
         let Some(thawed) = &self.window.thawed else { return };
         for gap in &thawed.gaps {
             self.reporter.warning(gap);
@@ -162,7 +169,7 @@ impl GuestSession<'_> {
             thawed.frozen_us / 1_000,
             self.window.window_us / 1_000
         );
-        self.reporter.ended(Step::Thaw, outcome, line, began);
+        self.reporter.ended(Step::Thaw, outcome, line, Duration::from_micros(self.window.thaw_us));
     }
 }
 

@@ -10,7 +10,7 @@ use lull_engine::failover::FailureClass;
 use lull_engine::session::Hop;
 use lull_engine::timeline::{Step, Undo, still_to_run};
 use lull_proxy_wire::v1;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A component that was told to go is waited for so long: the last user of an unlinked program on a frozen root hangs
 /// until the thaw, and is gone right after.
@@ -64,17 +64,9 @@ impl Run<'_> {
         }
     }
 
-    /// The post-thaw script runs whenever the pre-freeze script ran, with a new component where the old one is lost.
     async fn undo_pre_script(&mut self) {
-        if let Some(guest) = &mut self.guest
-            && !guest.has_component()
-            && let Err(e) = guest.redeploy().await
-        {
-            self.reporter.warning(format!("the post-thaw script did not run: {e}"));
-            return;
-        }
         if let Err(Stop::Failed(failure)) = self.post_script().await {
-            self.reporter.warning(failure.to_string());
+            self.reporter.warning(format!("the post-thaw script: {failure}"));
         }
     }
 
@@ -101,11 +93,11 @@ impl Run<'_> {
         let began = self.begin(Step::Receipt, "");
         let mut troubles = Vec::new();
         if let (true, Some(guest)) = (look_into_guest, &mut self.guest) {
-            let until = Instant::now() + GONE_WITHIN;
+            let until = tokio::time::Instant::now() + GONE_WITHIN;
             let look = loop {
                 let look = guest.look().await;
                 let waits = matches!(&look, Ok(GuestLook { processes, .. }) if !processes.is_empty());
-                if !waits || Instant::now() >= until {
+                if !waits || tokio::time::Instant::now() >= until {
                     break look;
                 }
                 tokio::time::sleep(LOOK_EVERY).await;
@@ -140,7 +132,12 @@ impl Run<'_> {
         } else {
             self.reporter.warning(&line);
         }
-        self.reporter.ended(Step::Receipt, if clean { StepOutcome::Ok } else { StepOutcome::Warning }, line, began);
+        self.reporter.ended(
+            Step::Receipt,
+            if clean { StepOutcome::Ok } else { StepOutcome::Warning },
+            line,
+            began.elapsed(),
+        );
     }
 
     fn account(mut self, result: Result<(), Stop>, receipt: v1::Receipt) -> v1::Finished {

@@ -84,7 +84,7 @@ impl Run<'_> {
             Work::Backup(_) => {
                 let snapshotter = snapshotter.as_mut();
                 let inside = |frozen: &Frozen| {
-                    told.ended(Step::Freeze, StepOutcome::Ok, frozen_line(frozen), began);
+                    told.ended(Step::Freeze, StepOutcome::Ok, frozen_line(frozen), began.elapsed());
                     let _ = snapshot_began.set(told.started(Step::Snapshot, ""));
                     let thaw_began = &thaw_began;
                     async move {
@@ -106,7 +106,7 @@ impl Run<'_> {
                     ("LULL_FREEZE_ID".to_string(), freeze.0.to_string()),
                 ]);
                 let inside = |frozen: &Frozen| {
-                    told.ended(Step::Freeze, StepOutcome::Ok, frozen_line(frozen), began);
+                    told.ended(Step::Freeze, StepOutcome::Ok, frozen_line(frozen), began.elapsed());
                     let _ = snapshot_began.set(told.started(Step::Snapshot, "the caller's"));
                     told.tell(Event::HoldReady(v1::HoldReady { facts }));
                     let thaw_began = &thaw_began;
@@ -122,7 +122,7 @@ impl Run<'_> {
             }
             Work::Rehearse => {
                 let inside = |frozen: &Frozen| {
-                    told.ended(Step::Freeze, StepOutcome::Ok, frozen_line(frozen), began);
+                    told.ended(Step::Freeze, StepOutcome::Ok, frozen_line(frozen), began.elapsed());
                     let _ = thaw_began.set(Instant::now());
                     std::future::ready(())
                 };
@@ -153,17 +153,15 @@ impl Run<'_> {
             let told: Result<(), Stop> = Err(trouble.clone());
             let _ = self.end(Step::Freeze, began, told, |()| String::new());
         }
-        if let (Some(output), Some(began)) = (output, snapshot_began) {
+        if let (Some(output), Some(began), Some(ended)) = (output, snapshot_began, thaw_began) {
             self.progress.begun.insert(Step::Snapshot);
             let result = output.judge(&mut self.snapshot);
-            stop = self.end(Step::Snapshot, began, result, String::clone).err();
+            stop = self.end_after(Step::Snapshot, ended - began, result, String::clone).err();
         }
-        if let Some(began) = thaw_began {
+        if let (true, Some(_), Some(guest)) = (thawed, thaw_began, &self.guest) {
             self.progress.begun.insert(Step::Thaw);
             self.reporter.started(Step::Thaw, "");
-            if let (true, Some(guest)) = (thawed, &self.guest) {
-                guest.tell_thaw(began);
-            }
+            guest.tell_thaw();
         }
         if thawed {
             self.progress.done.insert(Step::Thaw);

@@ -9,8 +9,7 @@ use super::processes::{self, ServerProcess};
 use super::sandbox::{self, View};
 use super::view::ProcessView;
 use super::{
-    CLUSTERS_MAX, Cluster, Discovery, OLDEST_MAJOR, Place, Unreachable, UnreachableBecause, owner,
-    places, small_file,
+    CLUSTERS_MAX, Cluster, Discovery, OLDEST_MAJOR, Place, Unreachable, UnreachableBecause, owner, places, small_file,
 };
 
 const VERSION_BYTES_MAX: u64 = 64;
@@ -28,60 +27,41 @@ pub fn discover(proc_root: &Path) -> Discovery {
     let found = match processes::find(proc_root) {
         Ok(found) => found,
         Err(error) => {
-            discovery.incomplete.push(format!(
-                "{} cannot be read ({error}): no cluster could be found",
-                proc_root.display()
-            ));
+            discovery
+                .incomplete
+                .push(format!("{} cannot be read ({error}): no cluster could be found", proc_root.display()));
             return discovery;
         }
     };
     if found.unreadable > 0 {
         let unseen = found.unreadable;
-        discovery.incomplete.push(format!(
-            "of {unseen} processes it could not be seen which program they run"
-        ));
+        discovery.incomplete.push(format!("of {unseen} processes it could not be seen which program they run"));
     }
     if found.roots.len() > CLUSTERS_MAX {
         let more = found.roots.len() - CLUSTERS_MAX;
-        discovery.incomplete.push(format!(
-            "{more} more server processes were not looked at ({CLUSTERS_MAX} were)"
-        ));
+        discovery.incomplete.push(format!("{more} more server processes were not looked at ({CLUSTERS_MAX} were)"));
     }
-    let passwd = small_file::read(Path::new("/etc/passwd"), owner::PASSWD_BYTES_MAX)
-        .unwrap_or_else(|error| {
-            discovery.incomplete.push(format!(
-                "/etc/passwd cannot be read ({error}): no owner has a name"
-            ));
-            Vec::new()
-        });
+    let passwd = small_file::read(Path::new("/etc/passwd"), owner::PASSWD_BYTES_MAX).unwrap_or_else(|error| {
+        discovery.incomplete.push(format!("/etc/passwd cannot be read ({error}): no owner has a name"));
+        Vec::new()
+    });
     for process in found.roots.iter().take(CLUSTERS_MAX) {
         match examine(proc_root, process, &passwd) {
             Ok(cluster) => discovery.clusters.push(cluster),
-            Err(because) => {
-                discovery
-                    .unreachable
-                    .push(unreachable(proc_root, process.pid, because))
-            }
+            Err(because) => discovery.unreachable.push(unreachable(proc_root, process.pid, because)),
         }
     }
-    discovery
-        .clusters
-        .sort_by(|one, other| one.data_dir.cmp(&other.data_dir));
+    discovery.clusters.sort_by(|one, other| one.data_dir.cmp(&other.data_dir));
     discovery
 }
 
 /// The places of a cluster that was found before, as they are now.
 pub(super) fn places_now(proc_root: &Path, pid: u32, data_dir: &str) -> Result<Vec<Place>, String> {
-    let view =
-        ProcessView::of(proc_root, pid).map_err(|error| format!("its mount table: {error}"))?;
+    let view = ProcessView::of(proc_root, pid).map_err(|error| format!("its mount table: {error}"))?;
     places::find(&view, Path::new(data_dir)).map_err(|error| error.to_string())
 }
 
-fn examine(
-    proc_root: &Path,
-    process: &ServerProcess,
-    passwd: &[u8],
-) -> Result<Cluster, UnreachableBecause> {
+fn examine(proc_root: &Path, process: &ServerProcess, passwd: &[u8]) -> Result<Cluster, UnreachableBecause> {
     let pid = process.pid;
     let view = sandbox::view_of(proc_root, pid)?;
     // The server's working directory is its data directory, whatever its command line or configuration say.
@@ -90,13 +70,9 @@ fn examine(
     let postmaster = postmaster_of(process, &working_dir)?;
     let owner = owner_of(process, &working_dir, passwd)?;
 
-    let data_dir =
-        std::fs::read_link(&working_dir).map_err(|error| UnreachableBecause::NoDataDirectory {
-            detail: error.to_string(),
-        })?;
-    let data_dir = data_dir
-        .to_str()
-        .ok_or_else(|| no_places("the data directory's path is not UTF-8".to_owned()))?;
+    let data_dir = std::fs::read_link(&working_dir)
+        .map_err(|error| UnreachableBecause::NoDataDirectory { detail: error.to_string() })?;
+    let data_dir = data_dir.to_str().ok_or_else(|| no_places("the data directory's path is not UTF-8".to_owned()))?;
     let places = places_now(proc_root, pid, data_dir).map_err(no_places)?;
     let data_dir = places[0].path.clone();
 
@@ -134,85 +110,48 @@ fn absolute_socket_dir(written: &str, data_dir: &str) -> Result<String, Unreacha
 }
 
 fn major_version(working_dir: &Path) -> Result<u32, UnreachableBecause> {
-    let text =
-        small_file::read(&working_dir.join("PG_VERSION"), VERSION_BYTES_MAX).map_err(|error| {
-            UnreachableBecause::NoDataDirectory {
-                detail: format!("PG_VERSION: {error}"),
-            }
-        })?;
+    let text = small_file::read(&working_dir.join("PG_VERSION"), VERSION_BYTES_MAX)
+        .map_err(|error| UnreachableBecause::NoDataDirectory { detail: format!("PG_VERSION: {error}") })?;
     let text = String::from_utf8_lossy(&text);
     // Before 10 the major version was a pair such as 9.6, which is no number here.
-    let major = text
-        .trim()
-        .parse()
-        .ok()
-        .filter(|major| *major >= OLDEST_MAJOR);
-    major.ok_or_else(|| UnreachableBecause::Version {
-        version: text.trim().to_owned(),
-    })
+    let major = text.trim().parse().ok().filter(|major| *major >= OLDEST_MAJOR);
+    major.ok_or_else(|| UnreachableBecause::Version { version: text.trim().to_owned() })
 }
 
-fn postmaster_of(
-    process: &ServerProcess,
-    working_dir: &Path,
-) -> Result<PostmasterPid, UnreachableBecause> {
-    let content = match small_file::read(
-        &working_dir.join("postmaster.pid"),
-        postmaster_pid::BYTES_MAX,
-    ) {
+fn postmaster_of(process: &ServerProcess, working_dir: &Path) -> Result<PostmasterPid, UnreachableBecause> {
+    let content = match small_file::read(&working_dir.join("postmaster.pid"), postmaster_pid::BYTES_MAX) {
         Ok(content) => content,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(UnreachableBecause::StillStarting);
         }
         Err(error) => {
-            return Err(UnreachableBecause::PostmasterPid {
-                detail: error.to_string(),
-            });
+            return Err(UnreachableBecause::PostmasterPid { detail: error.to_string() });
         }
     };
     match postmaster_pid::parse(&content) {
         Ok(postmaster) if postmaster.pid == process.own_pid => Ok(postmaster),
-        Ok(postmaster) => Err(UnreachableBecause::Orphan {
-            postmaster_pid: postmaster.pid,
-        }),
+        Ok(postmaster) => Err(UnreachableBecause::Orphan { postmaster_pid: postmaster.pid }),
         Err(NotAPostmaster::StandAlone(_)) => Err(UnreachableBecause::StandAlone),
         Err(NotAPostmaster::StillStarting) => Err(UnreachableBecause::StillStarting),
-        Err(NotAPostmaster::BadLine(at)) => Err(UnreachableBecause::PostmasterPid {
-            detail: format!("line {at} makes no sense"),
-        }),
+        Err(NotAPostmaster::BadLine(at)) => {
+            Err(UnreachableBecause::PostmasterPid { detail: format!("line {at} makes no sense") })
+        }
     }
 }
 
-fn owner_of(
-    process: &ServerProcess,
-    working_dir: &Path,
-    passwd: &[u8],
-) -> Result<String, UnreachableBecause> {
-    let meta =
-        std::fs::metadata(working_dir).map_err(|error| UnreachableBecause::NoDataDirectory {
-            detail: error.to_string(),
-        })?;
+fn owner_of(process: &ServerProcess, working_dir: &Path, passwd: &[u8]) -> Result<String, UnreachableBecause> {
+    let meta = std::fs::metadata(working_dir)
+        .map_err(|error| UnreachableBecause::NoDataDirectory { detail: error.to_string() })?;
     if meta.uid() != process.uid || process.uid == 0 {
-        return Err(UnreachableBecause::Owner {
-            uid: process.uid,
-            data_dir_uid: meta.uid(),
-        });
+        return Err(UnreachableBecause::Owner { uid: process.uid, data_dir_uid: meta.uid() });
     }
-    owner::name_of(passwd, process.uid)
-        .ok_or(UnreachableBecause::OwnerWithoutName { uid: process.uid })
+    owner::name_of(passwd, process.uid).ok_or(UnreachableBecause::OwnerWithoutName { uid: process.uid })
 }
 
 fn unreachable(proc_root: &Path, pid: u32, because: UnreachableBecause) -> Unreachable {
     let working_dir = proc_root.join(pid.to_string()).join("cwd");
-    let data_dir = std::fs::read_link(&working_dir)
-        .ok()
-        .map(|path| path.to_string_lossy().into_owned());
-    Unreachable {
-        pid,
-        data_dir,
-        major: major_version(&working_dir).ok(),
-        because,
-    }
+    let data_dir = std::fs::read_link(&working_dir).ok().map(|path| path.to_string_lossy().into_owned());
+    Unreachable { pid, data_dir, major: major_version(&working_dir).ok(), because }
 }
 
 fn no_places(detail: String) -> UnreachableBecause {
@@ -236,17 +175,12 @@ mod tests {
                 let dir = temp.path().join(process);
                 std::fs::create_dir_all(dir.join("ns")).unwrap();
                 symlink("/", dir.join("root")).unwrap();
-                ["pid", "user", "mnt"]
-                    .iter()
-                    .for_each(|kind| symlink("same", dir.join("ns").join(kind)).unwrap());
+                ["pid", "user", "mnt"].iter().for_each(|kind| symlink("same", dir.join("ns").join(kind)).unwrap());
             }
             let dir = temp.path().join("50");
             symlink("/usr/bin/postgres", dir.join("exe")).unwrap();
-            std::fs::write(
-                dir.join("status"),
-                format!("PPid:\t1\nUid:\t{uid}\t{uid}\nGid:\t1\t1\nNSpid:\t50\n"),
-            )
-            .unwrap();
+            std::fs::write(dir.join("status"), format!("PPid:\t1\nUid:\t{uid}\t{uid}\nGid:\t1\t1\nNSpid:\t50\n"))
+                .unwrap();
             let data = temp.path().join("data");
             std::fs::create_dir(&data).unwrap();
             symlink(&data, dir.join("cwd")).unwrap();
@@ -257,9 +191,7 @@ mod tests {
         fn because(&self) -> UnreachableBecause {
             let discovery = discover(self.0.path());
             assert_eq!(discovery.clusters, []);
-            let [one] = discovery.unreachable.as_slice() else {
-                panic!("{discovery:?}")
-            };
+            let [one] = discovery.unreachable.as_slice() else { panic!("{discovery:?}") };
             assert_eq!(one.pid, PID);
             one.because.clone()
         }
@@ -272,12 +204,7 @@ mod tests {
     #[test]
     fn a_server_older_than_ten_is_named_with_its_version() {
         let because = FakeProc::new(7, "9.6\n").because();
-        assert_eq!(
-            because,
-            UnreachableBecause::Version {
-                version: "9.6".to_owned()
-            }
-        );
+        assert_eq!(because, UnreachableBecause::Version { version: "9.6".to_owned() });
     }
 
     #[test]
@@ -286,56 +213,27 @@ mod tests {
         let fake = FakeProc::new(ours + 1, "15\n");
         assert_eq!(fake.because(), UnreachableBecause::StillStarting);
 
-        std::fs::write(
-            fake.postmaster_pid(),
-            "51\n/d\n1\n5432\n/tmp\n\n 1 2\nready\n",
-        )
-        .unwrap();
-        assert_eq!(
-            fake.because(),
-            UnreachableBecause::Orphan { postmaster_pid: 51 }
-        );
+        std::fs::write(fake.postmaster_pid(), "51\n/d\n1\n5432\n/tmp\n\n 1 2\nready\n").unwrap();
+        assert_eq!(fake.because(), UnreachableBecause::Orphan { postmaster_pid: 51 });
 
-        std::fs::write(
-            fake.postmaster_pid(),
-            "50\n/d\n1\n5432\n/tmp\n\n 1 2\nready\n",
-        )
-        .unwrap();
-        assert_eq!(
-            fake.because(),
-            UnreachableBecause::Owner {
-                uid: ours + 1,
-                data_dir_uid: ours
-            }
-        );
+        std::fs::write(fake.postmaster_pid(), "50\n/d\n1\n5432\n/tmp\n\n 1 2\nready\n").unwrap();
+        assert_eq!(fake.because(), UnreachableBecause::Owner { uid: ours + 1, data_dir_uid: ours });
 
         std::fs::remove_file(fake.postmaster_pid()).unwrap();
         symlink("/etc/passwd", fake.postmaster_pid()).unwrap();
-        assert!(matches!(
-            fake.because(),
-            UnreachableBecause::PostmasterPid { .. }
-        ));
+        assert!(matches!(fake.because(), UnreachableBecause::PostmasterPid { .. }));
     }
 
     #[test]
     fn a_program_that_only_has_the_name_is_not_silently_left_out() {
         let fake = FakeProc::new(7, "15\n");
         std::fs::remove_file(fake.0.path().join("data/PG_VERSION")).unwrap();
-        assert!(matches!(
-            fake.because(),
-            UnreachableBecause::NoDataDirectory { .. }
-        ));
+        assert!(matches!(fake.because(), UnreachableBecause::NoDataDirectory { .. }));
     }
 
     #[test]
     fn an_unreadable_proc_is_said() {
         let discovery = discover(Path::new("/nonexistent"));
-        assert!(
-            discovery
-                .incomplete
-                .iter()
-                .any(|why| why.contains("no cluster could be found")),
-            "{discovery:?}"
-        );
+        assert!(discovery.incomplete.iter().any(|why| why.contains("no cluster could be found")), "{discovery:?}");
     }
 }

@@ -18,11 +18,7 @@ pub struct ClusterName {
 
 impl std::fmt::Display for ClusterName {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            out,
-            "PostgreSQL {} on port {} ({})",
-            self.major, self.port, self.data_dir
-        )
+        write!(out, "PostgreSQL {} on port {} ({})", self.major, self.port, self.data_dir)
     }
 }
 
@@ -50,9 +46,7 @@ pub enum PgCause {
         detail: String,
     },
     /// We may not act as the owner.
-    #[error(
-        "cannot log in as the cluster's owner {owner} ({detail}): run the runtime component as root or as {owner}"
-    )]
+    #[error("cannot log in as the cluster's owner {owner} ({detail}): run the runtime component as root or as {owner}")]
     CannotBecomeOwner {
         /// Name of the owner.
         owner: String,
@@ -96,9 +90,7 @@ pub enum PgCause {
         detail: String,
     },
     /// The server is up but takes no session now.
-    #[error(
-        "it takes no connections now: {detail} ({sqlstate}). Wait until it has started, or free a connection"
-    )]
+    #[error("it takes no connections now: {detail} ({sqlstate}). Wait until it has started, or free a connection")]
     NotAccepting {
         /// The server's error code.
         sqlstate: String,
@@ -114,9 +106,7 @@ pub enum PgCause {
         detail: String,
     },
     /// The owner's role may not do it.
-    #[error(
-        "the role {owner} may not do this: {step}: {detail}. Make it a superuser (it owns the files anyway)"
-    )]
+    #[error("the role {owner} may not do this: {step}: {detail}. Make it a superuser (it owns the files anyway)")]
     NotPermitted {
         /// The role.
         owner: String,
@@ -146,9 +136,7 @@ pub enum PgCause {
         detail: String,
     },
     /// The connection ended.
-    #[error(
-        "the connection broke while {step}: {detail}. The server was stopped or crashed; its log says more"
-    )]
+    #[error("the connection broke while {step}: {detail}. The server was stopped or crashed; its log says more")]
     ConnectionLost {
         /// What was going on.
         step: String,
@@ -197,9 +185,7 @@ pub enum UnreachableBecause {
         namespace: String,
     },
     /// Another root directory.
-    #[error(
-        "it runs with another root directory (container or chroot): its paths are not this guest's"
-    )]
+    #[error("it runs with another root directory (container or chroot): its paths are not this guest's")]
     OtherRoot,
     /// A mount namespace of its own hides its socket.
     #[error(
@@ -224,9 +210,7 @@ pub enum UnreachableBecause {
         detail: String,
     },
     /// `postgres --single` and the like.
-    #[error(
-        "it is a stand-alone backend (single-user mode); end it, or start the cluster as a server"
-    )]
+    #[error("it is a stand-alone backend (single-user mode); end it, or start the cluster as a server")]
     StandAlone,
     /// It has not yet written where it listens.
     #[error("it is still starting")]
@@ -261,9 +245,7 @@ pub enum UnreachableBecause {
         data_dir_uid: u32,
     },
     /// No name for the owner.
-    #[error(
-        "its owner, user id {uid}, has no entry in /etc/passwd; add one, since the role's name comes from there"
-    )]
+    #[error("its owner, user id {uid}, has no entry in /etc/passwd; add one, since the role's name comes from there")]
     OwnerWithoutName {
         /// The user id.
         uid: u32,
@@ -283,11 +265,7 @@ pub enum UnreachableBecause {
 }
 
 fn unconfirmed(cancel_confirmed: &bool) -> &'static str {
-    if *cancel_confirmed {
-        ""
-    } else {
-        " (the server did not confirm that)"
-    }
+    if *cancel_confirmed { "" } else { " (the server did not confirm that)" }
 }
 
 fn version_if_known(major: &Option<u32>) -> String {
@@ -295,8 +273,5 @@ fn version_if_known(major: &Option<u32>) -> String {
 }
 
 fn data_dir_if_known(data_dir: &Option<String>) -> String {
-    data_dir
-        .as_ref()
-        .map(|dir| format!(" ({dir})"))
-        .unwrap_or_default()
+    data_dir.as_ref().map(|dir| format!(" ({dir})")).unwrap_or_default()
 }

@@ -71,20 +71,8 @@ pub(super) fn parse(rows: &[Vec<Option<String>>]) -> Result<Facts, String> {
     let [row] = rows else {
         return Err(format!("{} rows instead of one", rows.len()));
     };
-    let [
-        version_num,
-        version,
-        system,
-        timeline,
-        recovery,
-        wal,
-        checkpoint,
-        redo,
-        fsync,
-        pages,
-        commit,
-        checksums,
-    ] = row.as_slice()
+    let [version_num, version, system, timeline, recovery, wal, checkpoint, redo, fsync, pages, commit, checksums] =
+        row.as_slice()
     else {
         return Err(format!("{} values instead of 12", row.len()));
     };
@@ -92,12 +80,8 @@ pub(super) fn parse(rows: &[Vec<Option<String>>]) -> Result<Facts, String> {
         server_version_num: read("server_version_num", version_num, |text| text.parse().ok())?,
         server_version: read("server_version", version, |text| Some(text.to_owned()))?,
         // The server has no unsigned type and prints large identifiers as negative numbers.
-        system_identifier: read("system_identifier", system, |text| {
-            Some(text.parse::<i64>().ok()?.cast_unsigned())
-        })?,
-        timeline: read("timeline", timeline, |text| {
-            u32::from_str_radix(text, 16).ok()
-        })?,
+        system_identifier: read("system_identifier", system, |text| Some(text.parse::<i64>().ok()?.cast_unsigned()))?,
+        timeline: read("timeline", timeline, |text| u32::from_str_radix(text, 16).ok())?,
         in_recovery: read("pg_is_in_recovery", recovery, switch)?,
         wal_position: None,
         checkpoint_position: read("checkpoint_lsn", checkpoint, lsn)?,
@@ -124,11 +108,7 @@ pub(super) fn against_application(facts: &Facts) -> Vec<String> {
     reasons
 }
 
-fn read<T>(
-    name: &str,
-    value: &Option<String>,
-    parse: impl Fn(&str) -> Option<T>,
-) -> Result<T, String> {
+fn read<T>(name: &str, value: &Option<String>, parse: impl Fn(&str) -> Option<T>) -> Result<T, String> {
     let text = value.as_deref().ok_or_else(|| format!("no {name}"))?;
     parse(text).ok_or_else(|| format!("{name} is {text:?}"))
 }
@@ -143,10 +123,7 @@ fn switch(text: &str) -> Option<bool> {
 
 fn lsn(text: &str) -> Option<Lsn> {
     let (high, low) = text.split_once('/')?;
-    let (high, low) = (
-        u32::from_str_radix(high, 16).ok()?,
-        u32::from_str_radix(low, 16).ok()?,
-    );
+    let (high, low) = (u32::from_str_radix(high, 16).ok()?, u32::from_str_radix(low, 16).ok()?);
     Some(Lsn(u64::from(high) << 32 | u64::from(low)))
 }
 
@@ -156,25 +133,16 @@ mod tests {
     use proptest::prelude::*;
 
     fn primary() -> Vec<Option<String>> {
-        let row = [
-            "150018", "15.18", "-7", "0000000A", "false", "1A/2B", "1A/2A", "1A/29", "on", "on",
-            "local", "off",
-        ];
+        let row = ["150018", "15.18", "-7", "0000000A", "false", "1A/2B", "1A/2A", "1A/29", "on", "on", "local", "off"];
         row.into_iter().map(|text| Some(text.to_owned())).collect()
     }
 
     #[test]
     fn a_primary() {
         let facts = parse(&[primary()]).unwrap();
-        assert_eq!(
-            (facts.timeline, facts.system_identifier),
-            (10, u64::MAX - 6)
-        );
+        assert_eq!((facts.timeline, facts.system_identifier), (10, u64::MAX - 6));
         assert_eq!(facts.wal_position.unwrap().to_string(), "1A/2B");
-        assert_eq!(
-            (facts.fsync, facts.data_checksums, facts.in_recovery),
-            (true, false, false)
-        );
+        assert_eq!((facts.fsync, facts.data_checksums, facts.in_recovery), (true, false, false));
         assert_eq!(against_application(&facts), Vec::<String>::new());
     }
 
@@ -199,10 +167,7 @@ mod tests {
     fn an_unknown_value_is_named() {
         let mut row = primary();
         row[11] = Some("inprogress".into());
-        assert_eq!(
-            parse(&[row]),
-            Err("data_checksums is \"inprogress\"".to_owned())
-        );
+        assert_eq!(parse(&[row]), Err("data_checksums is \"inprogress\"".to_owned()));
         assert_eq!(parse(&[]), Err("0 rows instead of one".to_owned()));
     }
 

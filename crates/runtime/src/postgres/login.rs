@@ -26,37 +26,23 @@ enum Failure {
 }
 
 /// Connects as the owner and makes sure that the postmaster found before is the one that listens.
-pub(super) fn connect_as_owner(
-    cluster: &Cluster,
-    timeout: Duration,
-) -> Result<UnixStream, PgCause> {
+pub(super) fn connect_as_owner(cluster: &Cluster, timeout: Duration) -> Result<UnixStream, PgCause> {
     let socket = socket_path(&cluster.socket_dir, cluster.port);
     let address = address_of(&socket).map_err(|errno| not_running(&socket, errno))?;
     let (uid, gid) = (Uid::from_raw(cluster.uid), Gid::from_raw(cluster.gid));
     let thread = std::thread::Builder::new()
         .name("postgres-login".to_owned())
         .stack_size(STACK_BYTES)
-        .spawn(move || {
-            become_owner(uid, gid).and_then(|()| open(&address, timeout).map_err(Failure::Connect))
-        });
-    let cannot = |error: io::Error| PgCause::CannotBecomeOwner {
-        owner: cluster.owner.clone(),
-        detail: error.to_string(),
-    };
+        .spawn(move || become_owner(uid, gid).and_then(|()| open(&address, timeout).map_err(Failure::Connect)));
+    let cannot =
+        |error: io::Error| PgCause::CannotBecomeOwner { owner: cluster.owner.clone(), detail: error.to_string() };
     let joined = thread.map_err(cannot)?.join();
-    let stream = match joined.unwrap_or_else(|_| {
-        Err(Failure::Become(io::Error::other(
-            "the login thread panicked",
-        )))
-    }) {
+    let stream = match joined.unwrap_or_else(|_| Err(Failure::Become(io::Error::other("the login thread panicked")))) {
         Ok(stream) => stream,
         Err(Failure::Become(error)) => return Err(cannot(error)),
         // A full queue of waiting connections ends so, after the socket's timeout.
         Err(Failure::Connect(Errno::AGAIN)) => {
-            return Err(PgCause::NoAnswer {
-                step: "connecting".to_owned(),
-                elapsed_ms: millis(timeout),
-            });
+            return Err(PgCause::NoAnswer { step: "connecting".to_owned(), elapsed_ms: millis(timeout) });
         }
         Err(Failure::Connect(errno)) => return Err(not_running(&socket, errno)),
     };
@@ -80,12 +66,7 @@ fn become_owner(uid: Uid, gid: Gid) -> Result<(), Failure> {
 }
 
 fn open(address: &SocketAddrUnix, timeout: Duration) -> Result<UnixStream, Errno> {
-    let socket: OwnedFd = socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let socket: OwnedFd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // On a Unix socket the send timeout also bounds connect().
     set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
     connect(&socket, address)?;
@@ -117,8 +98,5 @@ fn check_listener(cluster: &Cluster, socket: &str, stream: &UnixStream) -> Resul
 }
 
 fn not_running(socket: &str, errno: Errno) -> PgCause {
-    PgCause::NotRunning {
-        socket: socket.to_owned(),
-        detail: io::Error::from(errno).to_string(),
-    }
+    PgCause::NotRunning { socket: socket.to_owned(), detail: io::Error::from(errno).to_string() }
 }

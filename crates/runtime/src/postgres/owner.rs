@@ -7,13 +7,9 @@ pub(super) const PASSWD_BYTES_MAX: u64 = 16 * 1024 * 1024;
 pub(super) fn name_of(passwd: &[u8], uid: u32) -> Option<String> {
     passwd.split(|byte| *byte == b'\n').find_map(|line| {
         let mut fields = line.split(|byte| *byte == b':');
-        let name = fields
-            .next()
-            .filter(|name| !name.is_empty() && !matches!(name[0], b'#' | b'+' | b'-'))?;
+        let name = fields.next().filter(|name| !name.is_empty() && !matches!(name[0], b'#' | b'+' | b'-'))?;
         let found: u32 = std::str::from_utf8(fields.nth(1)?).ok()?.parse().ok()?;
-        (found == uid)
-            .then(|| std::str::from_utf8(name).ok().map(str::to_owned))
-            .flatten()
+        (found == uid).then(|| std::str::from_utf8(name).ok().map(str::to_owned)).flatten()
     })
 }
 
@@ -21,7 +17,8 @@ pub(super) fn name_of(passwd: &[u8], uid: u32) -> Option<String> {
 mod tests {
     use super::*;
 
-    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/bash\n#old:x:105:1::/:/bin/sh\n\nbad line\n+nis:x:105:1\n\xff:x:105:1\n\
+    const PASSWD: &[u8] =
+        b"root:x:0:0:root:/root:/bin/bash\n#old:x:105:1::/:/bin/sh\n\nbad line\n+nis:x:105:1\n\xff:x:105:1\n\
         postgres:x:105:112:PostgreSQL administrator,,,:/var/lib/postgresql:/bin/bash\nalias:x:105:112:::\n";
 
     #[test]

@@ -40,10 +40,7 @@ pub(super) fn parse(content: &[u8]) -> Result<PostmasterPid, NotAPostmaster> {
         let pid = u32::try_from(-pid).map_err(|_| NotAPostmaster::BadLine(1))?;
         return Err(NotAPostmaster::StandAlone(pid));
     }
-    let pid = u32::try_from(pid)
-        .ok()
-        .filter(|pid| *pid > 0)
-        .ok_or(NotAPostmaster::BadLine(1))?;
+    let pid = u32::try_from(pid).ok().filter(|pid| *pid > 0).ok_or(NotAPostmaster::BadLine(1))?;
     lines.next().ok_or(NotAPostmaster::StillStarting)?;
     let started_unix_s = number(lines.next(), 3)?;
     let port = number(lines.next(), 4)?;
@@ -58,13 +55,7 @@ pub(super) fn parse(content: &[u8]) -> Result<PostmasterPid, NotAPostmaster> {
         Some("standby") => PostmasterState::Standby,
         Some(_) => return Err(NotAPostmaster::BadLine(8)),
     };
-    Ok(PostmasterPid {
-        pid,
-        started_unix_s,
-        port,
-        socket_dir: socket_dir.to_owned(),
-        state,
-    })
+    Ok(PostmasterPid { pid, started_unix_s, port, socket_dir: socket_dir.to_owned(), state })
 }
 
 fn number<N: std::str::FromStr>(line: Option<&str>, at: u8) -> Result<N, NotAPostmaster> {
@@ -94,29 +85,19 @@ mod tests {
     #[test]
     fn no_unix_socket_and_no_tcp_leave_empty_lines() {
         let parsed = parse(b"9\n/d\n1\n5433\n\n\n  1 2\nstandby \n").unwrap();
-        assert_eq!(
-            (parsed.socket_dir.as_str(), parsed.state),
-            ("", PostmasterState::Standby)
-        );
+        assert_eq!((parsed.socket_dir.as_str(), parsed.state), ("", PostmasterState::Standby));
     }
 
     #[test]
     fn a_stand_alone_backend_is_told_apart() {
-        assert_eq!(
-            parse(b"-88\n/d\n1\n5432\n\n"),
-            Err(NotAPostmaster::StandAlone(88))
-        );
+        assert_eq!(parse(b"-88\n/d\n1\n5432\n\n"), Err(NotAPostmaster::StandAlone(88)));
     }
 
     #[test]
     fn a_file_cut_anywhere_is_never_taken_for_a_ready_server() {
         let whole = READY.trim_end();
         for cut in 0..whole.len() {
-            assert!(
-                parse(&whole.as_bytes()[..cut]).is_err(),
-                "cut at {cut}: {:?}",
-                &whole[..cut]
-            );
+            assert!(parse(&whole.as_bytes()[..cut]).is_err(), "cut at {cut}: {:?}", &whole[..cut]);
         }
     }
 

@@ -8,12 +8,7 @@ use std::path::Path;
 use super::small_file;
 
 /// Names of the server program: upstream, its old link name, the EDB edition, and the Nix wrapper.
-const PROGRAM_NAMES: [&str; 4] = [
-    "postgres",
-    "postmaster",
-    "edb-postgres",
-    ".postgres-wrapped",
-];
+const PROGRAM_NAMES: [&str; 4] = ["postgres", "postmaster", "edb-postgres", ".postgres-wrapped"];
 const STATUS_BYTES_MAX: u64 = 64 * 1024;
 
 /// A process that runs the server program.
@@ -44,11 +39,7 @@ pub(super) fn find(proc_root: &Path) -> io::Result<Found> {
     let mut unreadable = 0;
     for entry in std::fs::read_dir(proc_root)? {
         let entry = entry?;
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-        else {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
         match server_process(&entry.path(), pid) {
@@ -60,19 +51,14 @@ pub(super) fn find(proc_root: &Path) -> io::Result<Found> {
             Err(_) => unreadable += 1,
         }
     }
-    let mut roots: Vec<_> = servers
-        .values()
-        .filter(|one| !servers.contains_key(&one.parent_pid))
-        .cloned()
-        .collect();
+    let mut roots: Vec<_> = servers.values().filter(|one| !servers.contains_key(&one.parent_pid)).cloned().collect();
     roots.sort_by_key(|one| one.pid);
     Ok(Found { roots, unreadable })
 }
 
 fn server_process(dir: &Path, pid: u32) -> io::Result<Option<ServerProcess>> {
     let gone = |error: &io::Error| {
-        error.kind() == io::ErrorKind::NotFound
-            || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+        error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
     };
     let program = match std::fs::read_link(dir.join("exe")) {
         Ok(program) => program,
@@ -87,9 +73,7 @@ fn server_process(dir: &Path, pid: u32) -> io::Result<Option<ServerProcess>> {
         Err(error) if gone(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
-    parse_status(pid, &status)
-        .map(Some)
-        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    parse_status(pid, &status).map(Some).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
 /// After an upgrade of the package the kernel adds " (deleted)" to the program of a server that still runs the old one.
@@ -128,9 +112,7 @@ mod tests {
         let dir = root.join(pid.to_string());
         std::fs::create_dir(&dir).unwrap();
         std::os::unix::fs::symlink(exe, dir.join("exe")).unwrap();
-        let status = format!(
-            "Name:\tx\nPPid:\t{parent}\nUid:\t7\t8\t9\t10\nGid:\t17\t18\t19\t20\nNSpid:\t{pid}\t3\n"
-        );
+        let status = format!("Name:\tx\nPPid:\t{parent}\nUid:\t7\t8\t9\t10\nGid:\t17\t18\t19\t20\nNSpid:\t{pid}\t3\n");
         std::fs::write(dir.join("status"), status).unwrap();
     }
 
@@ -138,18 +120,8 @@ mod tests {
     fn postmasters_are_those_without_a_server_as_parent() {
         let root = tempfile::tempdir().unwrap();
         process(root.path(), 1, 0, "/usr/lib/systemd/systemd");
-        process(
-            root.path(),
-            50,
-            1,
-            "/usr/lib/postgresql/15/bin/postgres (deleted)",
-        );
-        process(
-            root.path(),
-            51,
-            50,
-            "/usr/lib/postgresql/15/bin/postgres (deleted)",
-        );
+        process(root.path(), 50, 1, "/usr/lib/postgresql/15/bin/postgres (deleted)");
+        process(root.path(), 51, 50, "/usr/lib/postgresql/15/bin/postgres (deleted)");
         process(root.path(), 52, 51, "/usr/lib/postgresql/15/bin/postgres");
         process(root.path(), 60, 7, "/opt/pg/bin/postmaster");
         process(root.path(), 70, 1, "/usr/bin/postgres_exporter");
@@ -160,16 +132,7 @@ mod tests {
         let found = find(root.path()).unwrap();
         let pids: Vec<_> = found.roots.iter().map(|one| one.pid).collect();
         assert_eq!((pids, found.unreadable), (vec![50, 60], 0));
-        assert_eq!(
-            found.roots[0],
-            ServerProcess {
-                pid: 50,
-                parent_pid: 1,
-                own_pid: 3,
-                uid: 8,
-                gid: 18
-            }
-        );
+        assert_eq!(found.roots[0], ServerProcess { pid: 50, parent_pid: 1, own_pid: 3, uid: 8, gid: 18 });
     }
 
     #[test]

@@ -28,15 +28,8 @@ const CHECKPOINTING: &str = "CHECKPOINT";
 /// before: what that means for the level is the caller's decision.
 pub fn quiesce(cluster: &Cluster, options: &QuiesceOptions) -> Result<Quiesced, PgError> {
     attempt(cluster, options).map_err(|cause| {
-        let name = ClusterName {
-            major: cluster.major,
-            port: cluster.port,
-            data_dir: cluster.data_dir.clone(),
-        };
-        PgError {
-            cluster: name,
-            cause,
-        }
+        let name = ClusterName { major: cluster.major, port: cluster.port, data_dir: cluster.data_dir.clone() };
+        PgError { cluster: name, cause }
     })
 }
 
@@ -53,38 +46,24 @@ fn attempt(cluster: &Cluster, options: &QuiesceOptions) -> Result<Quiesced, PgCa
     let places = places_now(Path::new("/proc"), cluster.pid, &cluster.data_dir)
         .map_err(|detail| PgCause::PlacesUnknown { detail })?;
     let against_application = facts::against_application(&facts);
-    Ok(Quiesced {
-        facts,
-        checkpoint_ms,
-        elapsed_ms: millis(start.elapsed()),
-        places,
-        against_application,
-    })
+    Ok(Quiesced { facts, checkpoint_ms, elapsed_ms: millis(start.elapsed()), places, against_application })
 }
 
 /// The second database is tried only when the server let us in and the first is not there: that is no second attempt at a refused login.
 fn log_in(cluster: &Cluster, options: &QuiesceOptions) -> Result<Session, PgCause> {
     match log_in_to(cluster, "postgres", options)? {
         Ok(session) => Ok(session),
-        Err(_) => log_in_to(cluster, "template1", options)?
-            .map_err(|detail| PgCause::NoDatabase { detail }),
+        Err(_) => log_in_to(cluster, "template1", options)?.map_err(|detail| PgCause::NoDatabase { detail }),
     }
 }
 
 /// The inner error is the server's word that this database does not exist or takes no connections.
-fn log_in_to(
-    cluster: &Cluster,
-    database: &str,
-    options: &QuiesceOptions,
-) -> Result<Result<Session, String>, PgCause> {
+fn log_in_to(cluster: &Cluster, database: &str, options: &QuiesceOptions) -> Result<Result<Session, String>, PgCause> {
     let timeout = Duration::from_millis(u64::from(options.connect_timeout_ms.max(1)));
     let deadline = Instant::now() + timeout;
     let stream = connect_as_owner(cluster, timeout)?;
-    let statement_timeout = u64::from(
-        options
-            .checkpoint_timeout_ms
-            .max(options.connect_timeout_ms),
-    ) + STATEMENT_MARGIN_MS;
+    let statement_timeout =
+        u64::from(options.checkpoint_timeout_ms.max(options.connect_timeout_ms)) + STATEMENT_MARGIN_MS;
     let statement_timeout = statement_timeout.min(i32::MAX as u64).to_string();
     let settings = [
         ("application_name", "lull-runtime"),
@@ -93,10 +72,7 @@ fn log_in_to(
         ("statement_timeout", statement_timeout.as_str()),
         ("search_path", "pg_catalog"),
     ];
-    let refused = |detail: String| PgCause::AuthenticationRefused {
-        owner: cluster.owner.clone(),
-        detail,
-    };
+    let refused = |detail: String| PgCause::AuthenticationRefused { owner: cluster.owner.clone(), detail };
     match Session::login(stream, &cluster.owner, database, &settings, deadline) {
         Ok(session) => Ok(Ok(session)),
         Err(SessionError::ProofAsked(what)) => Err(refused(format!("it asks for {what}"))),
@@ -107,34 +83,20 @@ fn log_in_to(
             code if code.starts_with("28") || code == "42501" => Err(refused(message)),
             // Class 53: out of connections, memory or disk. Class 57: starting, stopping, or no hot standby.
             code if code.starts_with("53") || code.starts_with("57") => {
-                Err(PgCause::NotAccepting {
-                    sqlstate,
-                    detail: message,
-                })
+                Err(PgCause::NotAccepting { sqlstate, detail: message })
             }
-            _ => Err(PgCause::Failed {
-                step: CONNECTING.to_owned(),
-                sqlstate,
-                detail: message,
-            }),
+            _ => Err(PgCause::Failed { step: CONNECTING.to_owned(), sqlstate, detail: message }),
         },
         Err(error) => Err(cause_of(error, cluster, CONNECTING, timeout)),
     }
 }
 
-fn read_facts(
-    cluster: &Cluster,
-    session: &mut Session,
-    options: &QuiesceOptions,
-) -> Result<Facts, PgCause> {
+fn read_facts(cluster: &Cluster, session: &mut Session, options: &QuiesceOptions) -> Result<Facts, PgCause> {
     let timeout = Duration::from_millis(u64::from(options.connect_timeout_ms.max(1)));
     let rows = session
         .query(facts::QUERY, Instant::now() + timeout)
         .map_err(|error| cause_of(error, cluster, READING, timeout))?;
-    facts::parse(&rows).map_err(|detail| PgCause::BadAnswer {
-        step: READING.to_owned(),
-        detail,
-    })
+    facts::parse(&rows).map_err(|detail| PgCause::BadAnswer { step: READING.to_owned(), detail })
 }
 
 /// Returns how long it took, milliseconds.
@@ -151,11 +113,7 @@ fn checkpoint(
         Err(SessionError::Timeout) => {
             let elapsed_ms = millis(start.elapsed());
             let cancel_confirmed = cancel(cluster, session);
-            Err(PgCause::CheckpointTooSlow {
-                elapsed_ms,
-                cancel_confirmed,
-                facts: Box::new(facts.clone()),
-            })
+            Err(PgCause::CheckpointTooSlow { elapsed_ms, cancel_confirmed, facts: Box::new(facts.clone()) })
         }
         Err(error) => Err(cause_of(error, cluster, CHECKPOINTING, timeout)),
     }
@@ -170,41 +128,23 @@ fn cancel(cluster: &Cluster, session: &mut Session) -> bool {
     let Ok(mut stream) = connect_as_owner(cluster, CANCEL_TIMEOUT) else {
         return false;
     };
-    if stream.set_write_timeout(Some(CANCEL_TIMEOUT)).is_err() || stream.write_all(&packet).is_err()
-    {
+    if stream.set_write_timeout(Some(CANCEL_TIMEOUT)).is_err() || stream.write_all(&packet).is_err() {
         return false;
     }
     // The statement may also have ended by itself just now: either way it no longer waits.
-    matches!(
-        session.finish(deadline),
-        Ok(_) | Err(SessionError::Server { .. })
-    )
+    matches!(session.finish(deadline), Ok(_) | Err(SessionError::Server { .. }))
 }
 
 fn cause_of(error: SessionError, cluster: &Cluster, step: &str, timeout: Duration) -> PgCause {
     let step = step.to_owned();
     match error {
-        SessionError::Timeout => PgCause::NoAnswer {
-            step,
-            elapsed_ms: millis(timeout),
-        },
+        SessionError::Timeout => PgCause::NoAnswer { step, elapsed_ms: millis(timeout) },
         SessionError::Lost(detail) => PgCause::ConnectionLost { step, detail },
         SessionError::Bad(detail) => PgCause::BadAnswer { step, detail },
-        SessionError::ProofAsked(what) => PgCause::BadAnswer {
-            step,
-            detail: format!("it asks for {what}"),
-        },
+        SessionError::ProofAsked(what) => PgCause::BadAnswer { step, detail: format!("it asks for {what}") },
         SessionError::Server { sqlstate, message } if sqlstate == "42501" => {
-            PgCause::NotPermitted {
-                owner: cluster.owner.clone(),
-                step,
-                detail: message,
-            }
+            PgCause::NotPermitted { owner: cluster.owner.clone(), step, detail: message }
         }
-        SessionError::Server { sqlstate, message } => PgCause::Failed {
-            step,
-            sqlstate,
-            detail: message,
-        },
+        SessionError::Server { sqlstate, message } => PgCause::Failed { step, sqlstate, detail: message },
     }
 }

@@ -27,9 +27,7 @@ pub(super) fn view_of(proc_root: &Path, pid: u32) -> Result<View, UnreachableBec
     for namespace in ["pid", "user"] {
         let name = Path::new("ns").join(namespace);
         if !same_link(&ours.join(&name), &theirs.join(&name)).map_err(not_readable)? {
-            return Err(UnreachableBecause::Container {
-                namespace: namespace.to_owned(),
-            });
+            return Err(UnreachableBecause::Container { namespace: namespace.to_owned() });
         }
     }
     let our_root = std::fs::metadata(ours.join("root")).map_err(not_readable)?;
@@ -51,20 +49,11 @@ pub(super) fn socket_is_shared(
 ) -> Result<(), UnreachableBecause> {
     let relative = socket.strip_prefix("/").unwrap_or(socket);
     let theirs: PathBuf = proc_root.join(pid.to_string()).join("root").join(relative);
-    let shared = match (
-        std::fs::symlink_metadata(socket),
-        std::fs::symlink_metadata(theirs),
-    ) {
+    let shared = match (std::fs::symlink_metadata(socket), std::fs::symlink_metadata(theirs)) {
         (Ok(ours), Ok(theirs)) => same_file(&ours, &theirs),
         _ => false,
     };
-    if shared {
-        Ok(())
-    } else {
-        Err(UnreachableBecause::PrivateSocket {
-            socket_dir: socket_dir.to_owned(),
-        })
-    }
+    if shared { Ok(()) } else { Err(UnreachableBecause::PrivateSocket { socket_dir: socket_dir.to_owned() }) }
 }
 
 fn same_file(one: &Metadata, other: &Metadata) -> bool {
@@ -76,9 +65,7 @@ fn same_link(one: &Path, other: &Path) -> io::Result<bool> {
 }
 
 fn not_readable(error: io::Error) -> UnreachableBecause {
-    UnreachableBecause::NotReadable {
-        detail: error.to_string(),
-    }
+    UnreachableBecause::NotReadable { detail: error.to_string() }
 }
 
 #[cfg(test)]
@@ -110,20 +97,13 @@ mod tests {
         process(proc_root, "14", [1, 2, 3], &other_root);
         process(proc_root, "15", [1, 2, 9], &other_root);
 
-        let container = |namespace: &str| {
-            Err(UnreachableBecause::Container {
-                namespace: namespace.into(),
-            })
-        };
+        let container = |namespace: &str| Err(UnreachableBecause::Container { namespace: namespace.into() });
         assert_eq!(view_of(proc_root, 10), Ok(View::Ours));
         assert_eq!(view_of(proc_root, 11), container("pid"));
         assert_eq!(view_of(proc_root, 12), container("user"));
         assert_eq!(view_of(proc_root, 13), Ok(View::Private));
         assert_eq!(view_of(proc_root, 14), Err(UnreachableBecause::OtherRoot));
         assert_eq!(view_of(proc_root, 15), Err(UnreachableBecause::OtherRoot));
-        assert!(matches!(
-            view_of(proc_root, 99),
-            Err(UnreachableBecause::NotReadable { .. })
-        ));
+        assert!(matches!(view_of(proc_root, 99), Err(UnreachableBecause::NotReadable { .. })));
     }
 }

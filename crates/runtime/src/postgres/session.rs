@@ -66,29 +66,16 @@ impl Session {
         settings: &[(&str, &str)],
         deadline: Instant,
     ) -> Result<Self, SessionError> {
-        let mut session = Self {
-            wire: Wire {
-                stream,
-                unread: BytesMut::new(),
-                budget: ANSWER_BYTES_MAX,
-            },
-            cancel_key: None,
-        };
-        let parameters = [("user", user), ("database", database)]
-            .into_iter()
-            .chain(settings.iter().copied());
+        let mut session =
+            Self { wire: Wire { stream, unread: BytesMut::new(), budget: ANSWER_BYTES_MAX }, cancel_key: None };
+        let parameters = [("user", user), ("database", database)].into_iter().chain(settings.iter().copied());
         let mut packet = BytesMut::new();
-        frontend::startup_message(parameters, &mut packet)
-            .map_err(|error| SessionError::Bad(error.to_string()))?;
+        frontend::startup_message(parameters, &mut packet).map_err(|error| SessionError::Bad(error.to_string()))?;
         session.wire.send(&packet, deadline)?;
         loop {
             match session.wire.receive(deadline)? {
-                Message::AuthenticationOk
-                | Message::ParameterStatus(_)
-                | Message::NoticeResponse(_) => {}
-                Message::BackendKeyData(body) => {
-                    session.cancel_key = Some((body.process_id(), body.secret_key()))
-                }
+                Message::AuthenticationOk | Message::ParameterStatus(_) | Message::NoticeResponse(_) => {}
+                Message::BackendKeyData(body) => session.cancel_key = Some((body.process_id(), body.secret_key())),
                 Message::ReadyForQuery(_) => return Ok(session),
                 Message::ErrorResponse(body) => return Err(server_error(body.fields())),
                 other => return Err(proof_asked(&other)),
@@ -122,9 +109,7 @@ impl Session {
                 | Message::NotificationResponse(_)
                 | Message::ParameterStatus(_) => {}
                 _ => {
-                    return Err(SessionError::Bad(
-                        "a message that no statement of ours leads to".to_owned(),
-                    ));
+                    return Err(SessionError::Bad("a message that no statement of ours leads to".to_owned()));
                 }
             }
         }
@@ -142,18 +127,14 @@ impl Session {
     pub fn close(mut self) {
         let mut packet = BytesMut::new();
         frontend::terminate(&mut packet);
-        let _ = self
-            .wire
-            .send(&packet, Instant::now() + Duration::from_millis(100));
+        let _ = self.wire.send(&packet, Instant::now() + Duration::from_millis(100));
     }
 }
 
 /// Without the cancel key.
 impl std::fmt::Debug for Session {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Session")
-            .field("stream", &self.wire.stream)
-            .finish_non_exhaustive()
+        out.debug_struct("Session").field("stream", &self.wire.stream).finish_non_exhaustive()
     }
 }
 
@@ -166,37 +147,31 @@ struct Wire {
 
 impl Wire {
     fn send(&mut self, packet: &[u8], deadline: Instant) -> Result<(), SessionError> {
-        self.stream
-            .set_write_timeout(Some(time_left(deadline)?))
-            .map_err(lost)?;
+        self.stream.set_write_timeout(Some(time_left(deadline)?)).map_err(lost)?;
         self.stream.write_all(packet).map_err(lost)
     }
 
     fn receive(&mut self, deadline: Instant) -> Result<Message, SessionError> {
         loop {
             check_length(&self.unread)?;
-            let parsed = Message::parse(&mut self.unread)
-                .map_err(|error| SessionError::Bad(error.to_string()))?;
+            let parsed = Message::parse(&mut self.unread).map_err(|error| SessionError::Bad(error.to_string()))?;
             if let Some(message) = parsed {
                 return Ok(message);
             }
-            self.stream
-                .set_read_timeout(Some(time_left(deadline)?))
-                .map_err(lost)?;
+            self.stream.set_read_timeout(Some(time_left(deadline)?)).map_err(lost)?;
             let mut chunk = [0; 4096];
             let read = match self.stream.read(&mut chunk) {
                 Ok(0) => {
-                    return Err(SessionError::Lost(
-                        "the server closed the connection".to_owned(),
-                    ));
+                    return Err(SessionError::Lost("the server closed the connection".to_owned()));
                 }
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(lost(error)),
             };
-            self.budget = self.budget.checked_sub(read).ok_or_else(|| {
-                SessionError::Bad(format!("an answer of more than {ANSWER_BYTES_MAX} bytes"))
-            })?;
+            self.budget = self
+                .budget
+                .checked_sub(read)
+                .ok_or_else(|| SessionError::Bad(format!("an answer of more than {ANSWER_BYTES_MAX} bytes")))?;
             self.unread.extend_from_slice(&chunk[..read]);
         }
     }
@@ -209,9 +184,7 @@ fn check_length(unread: &[u8]) -> Result<(), SessionError> {
     };
     let length = u32::from_be_bytes([a, b, c, d]);
     if length as usize > MESSAGE_BYTES_MAX {
-        return Err(SessionError::Bad(format!(
-            "a message of {length} bytes (at most {MESSAGE_BYTES_MAX} are taken)"
-        )));
+        return Err(SessionError::Bad(format!("a message of {length} bytes (at most {MESSAGE_BYTES_MAX} are taken)")));
     }
     Ok(())
 }
@@ -219,11 +192,7 @@ fn check_length(unread: &[u8]) -> Result<(), SessionError> {
 fn time_left(deadline: Instant) -> Result<Duration, SessionError> {
     let left = deadline.saturating_duration_since(Instant::now());
     // A zero timeout would mean for ever.
-    if left.is_zero() {
-        Err(SessionError::Timeout)
-    } else {
-        Ok(left.max(Duration::from_millis(1)))
-    }
+    if left.is_zero() { Err(SessionError::Timeout) } else { Ok(left.max(Duration::from_millis(1))) }
 }
 
 fn lost(error: io::Error) -> SessionError {
@@ -235,14 +204,10 @@ fn lost(error: io::Error) -> SessionError {
 
 fn proof_asked(message: &Message) -> SessionError {
     SessionError::ProofAsked(match message {
-        Message::AuthenticationCleartextPassword => {
-            "a password (method password, ldap, pam or radius)"
-        }
+        Message::AuthenticationCleartextPassword => "a password (method password, ldap, pam or radius)",
         Message::AuthenticationMd5Password(_) => "a password (method md5)",
         Message::AuthenticationSasl(_) => "a password (method scram-sha-256) or a token",
-        Message::AuthenticationGss | Message::AuthenticationKerberosV5 => {
-            "a Kerberos ticket (method gss)"
-        }
+        Message::AuthenticationGss | Message::AuthenticationKerberosV5 => "a Kerberos ticket (method gss)",
         _ => return SessionError::Bad("a message that does not belong to a login".to_owned()),
     })
 }
@@ -253,10 +218,8 @@ fn text_values(row: &DataRowBody) -> Result<Vec<Option<String>>, SessionError> {
     let mut ranges = row.ranges();
     while let Some(range) = ranges.next().map_err(bad)? {
         let value = range.map(|range| {
-            let bytes = row
-                .buffer()
-                .get(range)
-                .ok_or_else(|| SessionError::Bad("a value outside its row".to_owned()))?;
+            let bytes =
+                row.buffer().get(range).ok_or_else(|| SessionError::Bad("a value outside its row".to_owned()))?;
             Ok(String::from_utf8_lossy(bytes).into_owned())
         });
         values.push(value.transpose()?);
@@ -267,10 +230,7 @@ fn text_values(row: &DataRowBody) -> Result<Vec<Option<String>>, SessionError> {
 /// The server's words go to people's terminals and over the wire: no control characters, no novels.
 fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
-    text.chars()
-        .take(SERVER_WORDS_MAX)
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+    text.chars().take(SERVER_WORDS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn server_error(mut fields: ErrorFields<'_>) -> SessionError {
@@ -304,13 +264,7 @@ mod tests {
             }
         });
         let deadline = Instant::now() + Duration::from_millis(if stay { 50 } else { 5_000 });
-        let result = Session::login(
-            ours,
-            "postgres",
-            "postgres",
-            &[("client_encoding", "UTF8")],
-            deadline,
-        );
+        let result = Session::login(ours, "postgres", "postgres", &[("client_encoding", "UTF8")], deadline);
         let mut greeting = [0; 8];
         theirs.read_exact(&mut greeting).unwrap();
         assert_eq!(greeting[4..], 196_608_u32.to_be_bytes());
@@ -326,48 +280,26 @@ mod tests {
     }
 
     fn welcome() -> Vec<u8> {
-        [
-            message(b'R', &[0; 4]),
-            message(b'K', &[0, 0, 0, 7, 0, 0, 0, 9]),
-            message(b'Z', b"I"),
-        ]
-        .concat()
+        [message(b'R', &[0; 4]), message(b'K', &[0, 0, 0, 7, 0, 0, 0, 9]), message(b'Z', b"I")].concat()
     }
 
     #[test]
     fn a_friendly_server() {
         let row = [&1_u16.to_be_bytes()[..], &2_u32.to_be_bytes(), b"42"].concat();
-        let answer = [
-            welcome(),
-            message(b'D', &row),
-            message(b'C', b"SELECT 1\0"),
-            message(b'Z', b"I"),
-        ]
-        .concat();
+        let answer = [welcome(), message(b'D', &row), message(b'C', b"SELECT 1\0"), message(b'Z', b"I")].concat();
         let (session, _peer) = login_at(answer, false);
         let mut session = session.unwrap();
-        let rows = session
-            .query("SELECT 42", Instant::now() + Duration::from_secs(5))
-            .unwrap();
+        let rows = session.query("SELECT 42", Instant::now() + Duration::from_secs(5)).unwrap();
         assert_eq!(rows, vec![vec![Some("42".to_owned())]]);
-        assert_eq!(
-            session.cancel_packet().unwrap()[8..],
-            [0, 0, 0, 7, 0, 0, 0, 9]
-        );
+        assert_eq!(session.cancel_packet().unwrap()[8..], [0, 0, 0, 7, 0, 0, 0, 9]);
     }
 
     #[test]
     fn whatever_asks_for_a_proof_gets_nothing() {
         let asks: [(&[u8], &str); 4] = [
-            (
-                &[0, 0, 0, 3],
-                "a password (method password, ldap, pam or radius)",
-            ),
+            (&[0, 0, 0, 3], "a password (method password, ldap, pam or radius)"),
             (&[0, 0, 0, 5, 1, 2, 3, 4], "a password (method md5)"),
-            (
-                b"\0\0\0\x0aSCRAM-SHA-256\0\0",
-                "a password (method scram-sha-256) or a token",
-            ),
+            (b"\0\0\0\x0aSCRAM-SHA-256\0\0", "a password (method scram-sha-256) or a token"),
             (&[0, 0, 0, 7], "a Kerberos ticket (method gss)"),
         ];
         for (ask, expect) in asks {
@@ -376,29 +308,21 @@ mod tests {
             let mut rest = Vec::new();
             peer.read_to_end(&mut rest).unwrap();
             // The greeting's first 8 bytes were read before; nothing but its parameters may follow.
-            assert_eq!(
-                rest,
-                b"user\0postgres\0database\0postgres\0client_encoding\0UTF8\0\0"
-            );
+            assert_eq!(rest, b"user\0postgres\0database\0postgres\0client_encoding\0UTF8\0\0");
         }
     }
 
     #[test]
     fn a_refusal_keeps_code_and_words_without_control_characters() {
         let refusal = message(b'E', b"SFATAL\0C28000\0Mno \x1b[31mentry\0\0");
-        let expect = SessionError::Server {
-            sqlstate: "28000".into(),
-            message: "no  [31mentry".into(),
-        };
+        let expect = SessionError::Server { sqlstate: "28000".into(), message: "no  [31mentry".into() };
         assert_eq!(login_at(refusal, false).0.err(), Some(expect));
     }
 
     #[test]
     fn a_message_that_announces_gigabytes_is_refused_before_it_is_read() {
         let (result, _) = login_at(b"R\x7f\xff\xff\xff".to_vec(), false);
-        assert!(
-            matches!(result.err(), Some(SessionError::Bad(why)) if why.contains("2147483647 bytes"))
-        );
+        assert!(matches!(result.err(), Some(SessionError::Bad(why)) if why.contains("2147483647 bytes")));
     }
 
     #[test]
@@ -406,24 +330,13 @@ mod tests {
         let setting = [b"name\0".as_slice(), &[b'x'; 60_000], b"\0"].concat();
         let notices = message(b'S', &setting).repeat(20);
         let (result, _) = login_at(notices, false);
-        assert_eq!(
-            result.err(),
-            Some(SessionError::Bad(
-                "an answer of more than 1048576 bytes".into()
-            ))
-        );
+        assert_eq!(result.err(), Some(SessionError::Bad("an answer of more than 1048576 bytes".into())));
     }
 
     #[test]
     fn silence_ends_at_the_deadline() {
-        assert_eq!(
-            login_at(Vec::new(), true).0.err(),
-            Some(SessionError::Timeout)
-        );
-        assert_eq!(
-            login_at(b"R\0\0".to_vec(), true).0.err(),
-            Some(SessionError::Timeout)
-        );
+        assert_eq!(login_at(Vec::new(), true).0.err(), Some(SessionError::Timeout));
+        assert_eq!(login_at(b"R\0\0".to_vec(), true).0.err(), Some(SessionError::Timeout));
     }
 
     proptest! {

@@ -11,24 +11,15 @@ use rustix::fs::{FileType, Mode, OFlags};
 /// Errors: what opening gives (`ELOOP` for a symlink), `InvalidInput` for anything but a regular file, `FileTooLarge` past `bytes_max`.
 pub(super) fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     // Without O_NONBLOCK a FIFO put there by its owner would hold us for good.
-    let flags =
-        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     let mut file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
     if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a regular file",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     let mut content = Vec::new();
-    file.by_ref()
-        .take(bytes_max + 1)
-        .read_to_end(&mut content)?;
+    file.by_ref().take(bytes_max + 1).read_to_end(&mut content)?;
     if content.len() as u64 > bytes_max {
-        return Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            format!("longer than {bytes_max} bytes"),
-        ));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {bytes_max} bytes")));
     }
     Ok(content)
 }
@@ -43,10 +34,7 @@ mod tests {
         let plain = dir.path().join("plain");
         std::fs::write(&plain, b"12345").unwrap();
         assert_eq!(read(&plain, 5).unwrap(), b"12345");
-        assert_eq!(
-            read(&plain, 4).unwrap_err().kind(),
-            io::ErrorKind::FileTooLarge
-        );
+        assert_eq!(read(&plain, 4).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
 
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&plain, &link).unwrap();
@@ -55,9 +43,6 @@ mod tests {
 
         let fifo = dir.path().join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
-        assert_eq!(
-            read(&fifo, 5).unwrap_err().kind(),
-            io::ErrorKind::InvalidInput
-        );
+        assert_eq!(read(&fifo, 5).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

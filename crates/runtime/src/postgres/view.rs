@@ -61,10 +61,7 @@ impl ProcessView {
         let dir = proc_root.join(pid.to_string());
         let text = small_file::read(&dir.join("mountinfo"), MOUNTINFO_BYTES_MAX)?;
         let mounts = parse_mountinfo(&text).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self {
-            root: dir.join("root"),
-            mounts,
-        })
+        Ok(Self { root: dir.join("root"), mounts })
     }
 
     /// All mount points, in the order of the mount table.
@@ -95,27 +92,17 @@ impl ProcessView {
     /// Looks a directory up: its path without symlinks and its superblock.
     pub(super) fn directory(&self, path: &Path) -> Result<Directory, ViewError> {
         let path = self.resolve(path)?;
-        let at_path = |source: io::Error| ViewError::Io {
-            at: path.clone(),
-            source,
-        };
+        let at_path = |source: io::Error| ViewError::Io { at: path.clone(), source };
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let handle = rustix::fs::open(self.below_root(&path), flags, Mode::empty())
-            .map_err(|error| at_path(error.into()))?;
+        let handle =
+            rustix::fs::open(self.below_root(&path), flags, Mode::empty()).map_err(|error| at_path(error.into()))?;
         let stat = rustix::fs::fstat(&handle).map_err(|error| at_path(error.into()))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
             return Err(ViewError::NotADirectory(path));
         }
         let id = mount_id(handle.as_raw_fd()).map_err(at_path)?;
-        let mount = self
-            .mounts
-            .iter()
-            .find(|mount| mount.id == id)
-            .ok_or(ViewError::UnknownMount(id))?;
-        Ok(Directory {
-            path,
-            device: mount.device,
-        })
+        let mount = self.mounts.iter().find(|mount| mount.id == id).ok_or(ViewError::UnknownMount(id))?;
+        Ok(Directory { path, device: mount.device })
     }
 
     /// Follows every symlink inside the process's root. The kernel would take an absolute link from *our* root.
@@ -142,11 +129,7 @@ impl ProcessView {
                     rest.extend(reversed(&target));
                 }
                 // readlink says EINVAL for anything that is no symlink.
-                Err(error)
-                    if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) =>
-                {
-                    real = next
-                }
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => real = next,
                 Err(source) => return Err(ViewError::Io { at: next, source }),
             }
         }
@@ -175,32 +158,21 @@ fn reversed(path: &Path) -> Vec<OsString> {
 
 /// `st_dev` would name a subvolume on btrfs; the mount id (kernel 3.15 and later) leads to the superblock everywhere.
 fn mount_id(handle: i32) -> io::Result<u32> {
-    let text = small_file::read(
-        Path::new(&format!("/proc/self/fdinfo/{handle}")),
-        FDINFO_BYTES_MAX,
-    )?;
+    let text = small_file::read(Path::new(&format!("/proc/self/fdinfo/{handle}")), FDINFO_BYTES_MAX)?;
     let text = String::from_utf8_lossy(&text);
-    let id = text
-        .lines()
-        .find_map(|line| line.strip_prefix("mnt_id:"))
-        .and_then(|id| id.trim().parse().ok());
+    let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:")).and_then(|id| id.trim().parse().ok());
     id.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Id, `major:minor` and mount point of each line of `/proc/PID/mountinfo`; `None` when a line has another form.
 fn parse_mountinfo(text: &[u8]) -> Option<Vec<Mount>> {
-    let lines = text
-        .split(|byte| *byte == b'\n')
-        .filter(|line| !line.is_empty());
+    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines
         .map(|line| {
             let mut fields = line.split(|byte| *byte == b' ');
             let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
             let (major, minor) = std::str::from_utf8(fields.nth(1)?).ok()?.split_once(':')?;
-            let device = Device {
-                major: major.parse().ok()?,
-                minor: minor.parse().ok()?,
-            };
+            let device = Device { major: major.parse().ok()?, minor: minor.parse().ok()? };
             let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
             Some(Mount { id, device, point })
         })
@@ -232,10 +204,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     fn view_below(root: &Path) -> ProcessView {
-        ProcessView {
-            root: root.to_owned(),
-            mounts: Vec::new(),
-        }
+        ProcessView { root: root.to_owned(), mounts: Vec::new() }
     }
 
     #[test]
@@ -248,14 +217,8 @@ mod tests {
         symlink("disk2", root.join("mnt")).unwrap();
         symlink("../../../data", root.join("disk2/up")).unwrap();
         let view = view_below(root);
-        assert_eq!(
-            view.resolve(Path::new("/data/pg_wal")).unwrap(),
-            Path::new("/disk2/wal")
-        );
-        assert_eq!(
-            view.resolve(Path::new("/disk2/up/./pg_wal")).unwrap(),
-            Path::new("/disk2/wal")
-        );
+        assert_eq!(view.resolve(Path::new("/data/pg_wal")).unwrap(), Path::new("/disk2/wal"));
+        assert_eq!(view.resolve(Path::new("/disk2/up/./pg_wal")).unwrap(), Path::new("/disk2/wal"));
     }
 
     #[test]
@@ -264,14 +227,8 @@ mod tests {
         symlink("ring", temp.path().join("ring")).unwrap();
         symlink("/nowhere", temp.path().join("dangling")).unwrap();
         let view = view_below(temp.path());
-        assert!(matches!(
-            view.resolve(Path::new("/ring")),
-            Err(ViewError::TooManyLinks)
-        ));
-        assert!(matches!(
-            view.resolve(Path::new("/dangling")),
-            Err(ViewError::Io { .. })
-        ));
+        assert!(matches!(view.resolve(Path::new("/ring")), Err(ViewError::TooManyLinks)));
+        assert!(matches!(view.resolve(Path::new("/dangling")), Err(ViewError::Io { .. })));
     }
 
     #[test]
@@ -280,15 +237,9 @@ mod tests {
         let view = ProcessView::of(Path::new("/proc"), pid).unwrap();
         let on_proc = view.directory(Path::new("/proc/self/fd")).unwrap();
         let stat = rustix::fs::stat("/proc").unwrap();
-        let expect = Device {
-            major: rustix::fs::major(stat.st_dev),
-            minor: rustix::fs::minor(stat.st_dev),
-        };
+        let expect = Device { major: rustix::fs::major(stat.st_dev), minor: rustix::fs::minor(stat.st_dev) };
         assert_eq!(on_proc.device, expect);
-        assert!(matches!(
-            view.directory(Path::new("/proc/version")),
-            Err(ViewError::NotADirectory(_))
-        ));
+        assert!(matches!(view.directory(Path::new("/proc/version")), Err(ViewError::NotADirectory(_))));
     }
 
     #[test]
@@ -297,16 +248,7 @@ mod tests {
             40 22 0:35 /sub /mnt/a\\040b\\134c rw shared:1 master:2 - btrfs /dev/vdb rw\n";
         let mounts = parse_mountinfo(text).unwrap();
         assert_eq!(mounts.len(), 2);
-        assert_eq!(
-            (mounts[1].id, mounts[1].device),
-            (
-                40,
-                Device {
-                    major: 0,
-                    minor: 35
-                }
-            )
-        );
+        assert_eq!((mounts[1].id, mounts[1].device), (40, Device { major: 0, minor: 35 }));
         assert_eq!(mounts[1].point, Path::new("/mnt/a b\\c"));
         assert!(parse_mountinfo(b"22 1 nonsense / / rw\n").is_none());
     }

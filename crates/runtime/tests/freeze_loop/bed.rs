@@ -192,6 +192,16 @@ impl Bed {
         kernel::thaw(self.under_slow.as_ref().unwrap().as_fd()).unwrap();
     }
 
+    /// Makes every later write to this ext4 fail, its freeze too.
+    pub fn break_file_system(&self, place: &str) {
+        /// `EXT4_IOC_SHUTDOWN`, `_IOR('X', 125, u32)`.
+        const SHUTDOWN: libc::Ioctl = 0x8004_587D_u32 as libc::Ioctl;
+        let without_log_flush = 2u32;
+        // SAFETY: the ioctl reads one u32.
+        let done = unsafe { libc::ioctl(self.place(place).as_raw_fd(), SHUTDOWN, &raw const without_log_flush) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    }
+
     /// Processes in the host other than its holder: pid and name.
     pub fn processes(&self) -> Vec<(u32, String)> {
         let own = std::fs::read_link(format!("/proc/{}/ns/mnt", self.holder.id())).unwrap();

@@ -3,7 +3,8 @@
 //! Needs root, busybox-static, mkfs.ext4 and mkfs.xfs. The static component is tested where `LULL_RUNTIME_LINUX` names it.
 
 mod bed;
-mod component;
+mod client;
+mod deploy;
 mod matrix;
 mod residence;
 mod scripts;

@@ -4,7 +4,8 @@
 //! or be cut. Then everything must take writes again in time, the label must be true, and nothing may be left.
 
 use crate::bed::Bed;
-use crate::component::{Component, deploy, send_signal, serve_arguments};
+use crate::client::{Component, send_signal};
+use crate::deploy::{deploy, serve_arguments, start};
 use lull_guest_wire::*;
 use lull_runtime::kernel;
 use std::os::fd::AsFd;
@@ -90,7 +91,7 @@ type Hanging = Vec<(String, Receiver<Instant>)>;
 
 /// A host that is frozen with writes hanging.
 fn frozen(bed: &Bed) -> (Component, Armed, Hanging) {
-    let mut component = Component::start(bed);
+    let mut component = start(bed);
     let armed = freeze(&mut component);
     let hanging = bed.create_files_that_hang("fault");
     (component, armed, hanging)
@@ -139,7 +140,7 @@ fn no_renewal() -> Outcome {
 
 fn budget_used() -> Outcome {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     component.arm(1, LEASE_MS, 2_000);
     let fault = Instant::now();
     component.freeze(1);
@@ -239,7 +240,7 @@ fn both_killed() -> Outcome {
 
 fn watchdog_killed_before() -> Outcome {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     let armed = component.arm(1, LEASE_MS, 30_000);
     send_signal(armed.watchdog_pid, libc::SIGKILL);
     let refusal = component.ask(Command::Freeze(FreezeId(1))).unwrap_err();
@@ -251,7 +252,7 @@ fn watchdog_killed_before() -> Outcome {
 
 fn watchdog_stopped_before() -> Outcome {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     let armed = component.arm(1, LEASE_MS, 30_000);
     send_signal(armed.watchdog_pid, libc::SIGSTOP);
     std::thread::sleep(Duration::from_millis(1_600));
@@ -373,7 +374,7 @@ enum Fault {
 /// The disk under /slow stands still while its file system is being frozen; /data and /data/nested may be frozen already.
 fn slow(fault: Fault) -> Outcome {
     let bed = Bed::with_slow_disk();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     let armed = component.arm(1, LEASE_MS, 30_000);
     assert!(armed.plan.contains(&bed.superblock("/slow")));
     bed.dirty_slow();

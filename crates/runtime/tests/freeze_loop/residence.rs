@@ -1,7 +1,7 @@
 //! What main and watchdog hold while frozen: locked memory, no faults, few descriptors, nobody's session.
 
 use crate::bed::Bed;
-use crate::component::Component;
+use crate::deploy::start;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ fn faults(pid: u32) -> (u64, u64) {
 #[test]
 fn the_watchdog_is_a_process_apart_and_locked_in_memory() {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     let armed = component.arm(1, 5_000, 30_000);
     let watchdog = status(armed.watchdog_pid);
     assert_eq!(watchdog["Name"], "lull-watchdog");
@@ -63,7 +63,7 @@ fn the_watchdog_is_a_process_apart_and_locked_in_memory() {
 #[test]
 fn no_page_fault_happens_while_frozen() {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     let armed = component.arm(1, 5_000, 30_000);
     let both = [component.hello.pid, armed.watchdog_pid];
     let before = both.map(faults);
@@ -82,7 +82,7 @@ fn no_page_fault_happens_while_frozen() {
 #[test]
 fn a_window_costs_little_more_than_its_ioctls() {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     let mut overheads_us = Vec::new();
     let mut windows_us = Vec::new();
     for freeze in 1..=40 {

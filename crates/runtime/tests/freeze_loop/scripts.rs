@@ -1,7 +1,8 @@
 //! Scripts: what they are given, how they end, and what is left of them.
 
 use crate::bed::Bed;
-use crate::component::Component;
+use crate::client::Component;
+use crate::deploy::start;
 use lull_guest_wire::*;
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,7 @@ fn check(component: &mut Component, body: &str, end: ScriptEnd, output: &str) {
 #[test]
 fn the_exit_code_decides_and_the_output_is_kept() {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     let exited = ScriptEnd::Exited;
     check(&mut component, "#!/bin/sh\necho out; echo err >&2; exit 3\n", exited(3), "out\nerr\n");
     check(&mut component, "echo no interpreter line", exited(0), "no interpreter line\n");
@@ -50,7 +51,7 @@ fn the_exit_code_decides_and_the_output_is_kept() {
 #[test]
 fn of_much_output_the_end_is_kept_whatever_bytes_it_has() {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     let result = run(
         &mut component,
         b"#!/bin/sh\ndd if=/dev/urandom bs=1024 count=300 2>/dev/null; printf 'the end\\000\\377'",
@@ -66,7 +67,7 @@ fn of_much_output_the_end_is_kept_whatever_bytes_it_has() {
 #[test]
 fn what_is_no_script_is_refused() {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     let program = std::fs::read("/bin/busybox").unwrap();
     let refusal = component.ask(order(&program[..4_096], 1_000)).unwrap_err();
     assert!(refusal.message.contains("a program, not a script"), "{}", refusal.message);
@@ -78,7 +79,7 @@ fn what_is_no_script_is_refused() {
 #[test]
 fn a_script_that_hangs_is_killed_with_everything_it_started() {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     let body = "#!/bin/sh
 trap 'echo asked to stop' TERM
 setsid sh -c 'trap \"\" TERM HUP; sleep 1000 & wait; sleep 1000' &
@@ -100,7 +101,7 @@ wait; wait; sleep 1000
 #[test]
 fn a_cancelled_script_ends_and_the_component_goes_on() {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     let script = component.send(order(b"#!/bin/sh\necho begun; sleep 1000", 60_000));
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(component.status().phase, Phase::Script);
@@ -118,7 +119,7 @@ fn a_cancelled_script_ends_and_the_component_goes_on() {
 #[test]
 fn a_daemon_that_a_script_leaves_is_named_and_does_not_hold_the_task() {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     let began = Instant::now();
     let result = run(&mut component, b"#!/bin/sh\nsetsid sleep 1000 &\nsleep 1; exit 0", 60_000);
     assert_eq!(result.end, ScriptEnd::Exited(0));
@@ -139,7 +140,7 @@ fn a_daemon_that_a_script_leaves_is_named_and_does_not_hold_the_task() {
 #[test]
 fn a_cut_channel_ends_the_script() {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     component.send(order(b"#!/bin/sh\nsleep 1000 & setsid sleep 1000", 60_000));
     std::thread::sleep(Duration::from_millis(300));
     assert!(bed.processes().iter().any(|(_, name)| name == "sleep"));

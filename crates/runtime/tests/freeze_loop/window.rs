@@ -1,7 +1,8 @@
 //! What holds in a freeze without faults, and what is refused.
 
 use crate::bed::{Bed, machine_superblocks};
-use crate::component::{Component, deploy};
+use crate::client::Component;
+use crate::deploy::{deploy, start};
 use lull_guest_wire::*;
 use lull_runtime::kernel;
 use std::os::fd::AsFd;
@@ -10,7 +11,7 @@ use std::time::Duration;
 #[test]
 fn a_file_created_while_frozen_hangs_and_appears_after_the_thaw() {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     assert!(component.hello.leftovers.is_empty(), "{:?}", component.hello.leftovers);
     assert!(bed.path("/run").read_dir().unwrap().next().is_none(), "the component removed its file");
     let Ok(Answer::Inventory(inventory)) = component.ask(Command::Inventory) else { panic!("no inventory") };
@@ -44,7 +45,7 @@ fn a_file_created_while_frozen_hangs_and_appears_after_the_thaw() {
 #[test]
 fn only_renew_status_and_thaw_pass_while_frozen() {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     component.arm(1, 5_000, 30_000);
     component.freeze(1);
     for command in
@@ -64,7 +65,7 @@ fn only_renew_status_and_thaw_pass_while_frozen() {
 #[test]
 fn one_component_freezes_again_and_again() {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     for freeze in 1..=5 {
         component.arm(freeze, 5_000, 30_000);
         component.freeze(freeze);
@@ -96,7 +97,7 @@ fn a_plan_that_holds_a_forbidden_superblock_is_refused() {
 #[test]
 fn an_excluded_file_system_takes_writes_while_the_others_are_frozen() {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     let order = ArmOrder {
         freeze: FreezeId(1),
         lease: Lease::default(),
@@ -114,7 +115,7 @@ fn an_excluded_file_system_takes_writes_while_the_others_are_frozen() {
 #[test]
 fn somebody_elses_freeze_is_refused_and_left_alone() {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     component.arm(1, 5_000, 30_000);
     kernel::freeze(bed.place("/data").as_fd()).unwrap();
     let refusal = component.ask(Command::Freeze(FreezeId(1))).unwrap_err();
@@ -132,9 +133,29 @@ fn somebody_elses_freeze_is_refused_and_left_alone() {
 }
 
 #[test]
+fn a_freeze_that_fails_half_way_is_undone() {
+    let bed = Bed::new();
+    let mut component = start(&bed);
+    component.arm(1, 5_000, 30_000);
+    bed.break_file_system("/");
+    let refusal = component.ask(Command::Freeze(FreezeId(1))).unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::FreezeFailed, "{refusal:?}");
+    let results: Vec<_> = refusal.superblocks.iter().map(|thaw| &thaw.result).collect();
+    assert!(matches!(results[0], ThawResult::FreezeFailed(why) if why.contains("Input/output error")), "{results:?}");
+    assert_eq!(results[1..], [&ThawResult::Thawed, &ThawResult::Thawed], "the others were frozen before");
+    for place in ["/data", "/data/nested"] {
+        let file = bed.create_file(&format!("{place}/after"));
+        file.recv_timeout(Duration::from_secs(2)).unwrap_or_else(|_| panic!("{place} did not thaw"));
+    }
+    assert!(!component.thaw(1).no_gap);
+    component.bye();
+    assert!(bed.leftovers().is_empty(), "{:?}", bed.leftovers());
+}
+
+#[test]
 fn a_thaw_by_somebody_else_is_a_gap() {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     component.arm(1, 5_000, 30_000);
     component.freeze(1);
     kernel::thaw(bed.place("/data").as_fd()).unwrap();
@@ -148,8 +169,8 @@ fn a_thaw_by_somebody_else_is_a_gap() {
 #[test]
 fn a_second_freezer_is_refused_until_the_first_is_done() {
     let bed = Bed::new();
-    let mut first = Component::start(&bed);
-    let mut second = Component::start(&bed);
+    let mut first = start(&bed);
+    let mut second = start(&bed);
     first.arm(1, 5_000, 30_000);
     let order = ArmOrder { freeze: FreezeId(2), lease: Lease::default(), exclude_mount_points: Vec::new() };
     let refusal = second.ask(Command::Arm(order)).unwrap_err();
@@ -169,7 +190,7 @@ fn a_second_freezer_is_refused_until_the_first_is_done() {
 #[test]
 fn orders_that_are_wrong_say_what_is_wrong() {
     let bed = Bed::new();
-    let mut component = Component::start(&bed);
+    let mut component = start(&bed);
     let too_long = ArmOrder {
         freeze: FreezeId(1),
         lease: Lease { lease_ms: 5_000, budget_ms: 60_001 },

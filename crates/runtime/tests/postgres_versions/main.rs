@@ -14,11 +14,8 @@ use server::Server;
 /// A version for scenarios in which the version plays no part.
 const ANY: u32 = 15;
 
-const GENEROUS: QuiesceOptions = QuiesceOptions {
-    checkpoint: true,
-    checkpoint_timeout_ms: 60_000,
-    connect_timeout_ms: 20_000,
-};
+const GENEROUS: QuiesceOptions =
+    QuiesceOptions { checkpoint: true, checkpoint_timeout_ms: 60_000, connect_timeout_ms: 20_000 };
 
 fn all_found() -> Discovery {
     discover(Path::new("/proc"))
@@ -29,16 +26,12 @@ fn found(server: &Server) -> Cluster {
     let discovery = all_found();
     let pid = server.pid();
     let cluster = discovery.clusters.iter().find(|cluster| cluster.pid == pid);
-    cluster
-        .unwrap_or_else(|| panic!("process {pid} is not among {discovery:#?}"))
-        .clone()
+    cluster.unwrap_or_else(|| panic!("process {pid} is not among {discovery:#?}")).clone()
 }
 
 /// Why the server with this process id is unreachable.
 fn unreachable_because(pid: u32) -> UnreachableBecause {
     let discovery = all_found();
     let one = discovery.unreachable.iter().find(|one| one.pid == pid);
-    one.unwrap_or_else(|| panic!("process {pid} is not unreachable in {discovery:#?}"))
-        .because
-        .clone()
+    one.unwrap_or_else(|| panic!("process {pid} is not unreachable in {discovery:#?}")).because.clone()
 }

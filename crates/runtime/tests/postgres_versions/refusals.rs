@@ -2,9 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lull_runtime::postgres::{
-    Cluster, PgCause, PgError, PostmasterState, QuiesceOptions, Quiesced, quiesce,
-};
+use lull_runtime::postgres::{Cluster, PgCause, PgError, PostmasterState, QuiesceOptions, Quiesced, quiesce};
 use rustix::process::{Gid, Signal, Uid};
 
 use crate::server::{Make, OWNER_ID, Server, as_owner, run, signal};
@@ -22,19 +20,10 @@ fn without_the_database_postgres_another_one_serves() {
     let server = started(&Make::default());
     server.sql("template1", "DROP DATABASE postgres");
     quiesce(&found(&server), &GENEROUS).unwrap();
-    assert!(
-        server
-            .log()
-            .contains("database=template1 application_name=lull-runtime"),
-        "{}",
-        server.log()
-    );
+    assert!(server.log().contains("database=template1 application_name=lull-runtime"), "{}", server.log());
 
     server.sql("template1", "CREATE DATABASE other");
-    server.sql(
-        "other",
-        "UPDATE pg_database SET datallowconn = false WHERE datname = 'template1'",
-    );
+    server.sql("other", "UPDATE pg_database SET datallowconn = false WHERE datname = 'template1'");
     let error = quiesce(&found(&server), &GENEROUS).unwrap_err();
     assert!(matches!(error.cause, PgCause::NoDatabase { .. }), "{error}");
 }
@@ -45,36 +34,17 @@ fn a_stopped_postmaster_costs_no_more_than_the_connect_timeout() {
     let cluster = found(&server);
     signal(server.pid(), Signal::STOP);
     let start = Instant::now();
-    let hurried = QuiesceOptions {
-        connect_timeout_ms: 300,
-        ..GENEROUS
-    };
+    let hurried = QuiesceOptions { connect_timeout_ms: 300, ..GENEROUS };
     let error = quiesce(&cluster, &hurried).unwrap_err();
-    assert!(
-        matches!(
-            error.cause,
-            PgCause::NoAnswer {
-                elapsed_ms: 300,
-                ..
-            }
-        ),
-        "{error}"
-    );
-    assert!(
-        start.elapsed() < Duration::from_secs(2),
-        "took {:?}",
-        start.elapsed()
-    );
+    assert!(matches!(error.cause, PgCause::NoAnswer { elapsed_ms: 300, .. }), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(2), "took {:?}", start.elapsed());
     signal(server.pid(), Signal::CONT);
     quiesce(&cluster, &GENEROUS).unwrap();
 }
 
 #[test]
 fn an_owner_without_a_role_is_refused_in_the_servers_words() {
-    let server = started(&Make {
-        superuser: Some("admin"),
-        ..Make::default()
-    });
+    let server = started(&Make { superuser: Some("admin"), ..Make::default() });
     let error = quiesce(&found(&server), &GENEROUS).unwrap_err();
     assert!(
         matches!(&error.cause, PgCause::AuthenticationRefused { detail, .. } if detail.contains("\"nobody\" does not exist")),
@@ -86,10 +56,7 @@ fn an_owner_without_a_role_is_refused_in_the_servers_words() {
 
 #[test]
 fn a_rejecting_pg_hba_is_refused_in_the_servers_words() {
-    let server = started(&Make {
-        hba: &["local all all reject"],
-        ..Make::default()
-    });
+    let server = started(&Make { hba: &["local all all reject"], ..Make::default() });
     let error = quiesce(&found(&server), &GENEROUS).unwrap_err();
     assert!(
         matches!(&error.cause, PgCause::AuthenticationRefused { detail, .. } if detail.contains("rejects")),
@@ -99,10 +66,7 @@ fn a_rejecting_pg_hba_is_refused_in_the_servers_words() {
 
 #[test]
 fn a_scram_password_is_not_even_begun() {
-    let server = started(&Make {
-        hba: &["local all all scram-sha-256"],
-        ..Make::default()
-    });
+    let server = started(&Make { hba: &["local all all scram-sha-256"], ..Make::default() });
     let error = quiesce(&found(&server), &GENEROUS).unwrap_err();
     assert!(
         matches!(&error.cause, PgCause::AuthenticationRefused { detail, .. } if detail.contains("scram-sha-256")),
@@ -112,44 +76,21 @@ fn a_scram_password_is_not_even_begun() {
 
 #[test]
 fn a_role_that_is_no_superuser_may_not_checkpoint() {
-    let server = started(&Make {
-        superuser: Some("admin"),
-        ..Make::default()
-    });
+    let server = started(&Make { superuser: Some("admin"), ..Make::default() });
     let mut admin = server.session("postgres", "admin");
-    admin
-        .query(
-            "CREATE ROLE nobody LOGIN",
-            Instant::now() + Duration::from_secs(20),
-        )
-        .unwrap();
+    admin.query("CREATE ROLE nobody LOGIN", Instant::now() + Duration::from_secs(20)).unwrap();
     let error = quiesce(&found(&server), &GENEROUS).unwrap_err();
-    assert!(
-        matches!(&error.cause, PgCause::NotPermitted { step, .. } if step == "CHECKPOINT"),
-        "{error}"
-    );
+    assert!(matches!(&error.cause, PgCause::NotPermitted { step, .. } if step == "CHECKPOINT"), "{error}");
 }
 
 #[test]
 fn no_free_connection() {
-    let config = [
-        "max_connections = 3",
-        "superuser_reserved_connections = 0",
-        "max_wal_senders = 0",
-    ];
-    let server = started(&Make {
-        config: &config,
-        ..Make::default()
-    });
+    let config = ["max_connections = 3", "superuser_reserved_connections = 0", "max_wal_senders = 0"];
+    let server = started(&Make { config: &config, ..Make::default() });
     let cluster = found(&server);
-    let _taken: Vec<_> = (0..3)
-        .map(|_| server.session("template1", "nobody"))
-        .collect();
+    let _taken: Vec<_> = (0..3).map(|_| server.session("template1", "nobody")).collect();
     let error = quiesce(&cluster, &GENEROUS).unwrap_err();
-    assert!(
-        matches!(&error.cause, PgCause::NotAccepting { sqlstate, .. } if sqlstate == "53300"),
-        "{error}"
-    );
+    assert!(matches!(&error.cause, PgCause::NotAccepting { sqlstate, .. } if sqlstate == "53300"), "{error}");
 }
 
 #[test]
@@ -163,10 +104,7 @@ fn a_cold_standby_is_found_but_takes_no_session() {
     let cluster = found(&standby);
     assert_eq!(cluster.state, PostmasterState::Standby);
     let error = quiesce(&cluster, &GENEROUS).unwrap_err();
-    assert!(
-        matches!(&error.cause, PgCause::NotAccepting { sqlstate, .. } if sqlstate == "57P03"),
-        "{error}"
-    );
+    assert!(matches!(&error.cause, PgCause::NotAccepting { sqlstate, .. } if sqlstate == "57P03"), "{error}");
 }
 
 #[test]
@@ -195,19 +133,13 @@ fn without_root_the_owner_serves_itself_and_nobody_else() {
     };
     as_user(OWNER_ID, |cluster| {
         let discovery = all_found();
-        assert!(
-            discovery.incomplete[0].starts_with("not run as root"),
-            "{discovery:?}"
-        );
+        assert!(discovery.incomplete[0].starts_with("not run as root"), "{discovery:?}");
         assert!(discovery.clusters.contains(&cluster), "{discovery:?}");
         quiesce(&cluster, &GENEROUS)
     })
     .unwrap();
     let error = as_user(OWNER_ID - 1, |cluster| quiesce(&cluster, &GENEROUS)).unwrap_err();
-    assert!(
-        matches!(error.cause, PgCause::CannotBecomeOwner { .. }),
-        "{error}"
-    );
+    assert!(matches!(error.cause, PgCause::CannotBecomeOwner { .. }), "{error}");
 }
 
 #[test]
@@ -216,16 +148,10 @@ fn a_crash_during_the_checkpoint_is_a_lost_connection() {
     let cluster = found(&server);
     signal(server.child("checkpointer"), Signal::STOP);
     let waiting = std::thread::spawn(move || quiesce(&cluster, &GENEROUS));
-    let is_waiting =
-        "SELECT count(*) FROM pg_stat_activity WHERE query = 'CHECKPOINT' AND state = 'active'";
-    server.wait("the statement", || {
-        server.sql("postgres", is_waiting)[0][0].as_deref() == Some("1")
-    });
+    let is_waiting = "SELECT count(*) FROM pg_stat_activity WHERE query = 'CHECKPOINT' AND state = 'active'";
+    server.wait("the statement", || server.sql("postgres", is_waiting)[0][0].as_deref() == Some("1"));
     let backend = server.child("[local] CHECKPOINT").to_string();
     run(as_owner("/bin/kill", server.dir.path()).args(["-KILL", &backend]));
     let error = waiting.join().unwrap().unwrap_err();
-    assert!(
-        matches!(&error.cause, PgCause::ConnectionLost { step, .. } if step == "CHECKPOINT"),
-        "{error}"
-    );
+    assert!(matches!(&error.cause, PgCause::ConnectionLost { step, .. } if step == "CHECKPOINT"), "{error}");
 }

@@ -50,26 +50,16 @@ pub struct Make<'a> {
 
 /// The folder with `bin/postgres` of a major version, reachable for the owner.
 pub fn programs(major: u32) -> PathBuf {
-    assert!(
-        rustix::process::geteuid().is_root(),
-        "these tests start servers as another user: run them as root"
-    );
+    assert!(rustix::process::geteuid().is_root(), "these tests start servers as another user: run them as root");
     let fetch = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testbed/postgres/fetch.sh");
-    let output = Command::new(fetch)
-        .arg(major.to_string())
-        .stderr(Stdio::inherit())
-        .output()
-        .unwrap();
+    let output = Command::new(fetch).arg(major.to_string()).stderr(Stdio::inherit()).output().unwrap();
     assert!(output.status.success(), "no server of version {major}");
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
 }
 
 /// A folder of the owner's, removed at the end. Short names: a socket's path has at most 107 bytes.
 pub fn folder_in(parent: &Path) -> TempDir {
-    let dir = tempfile::Builder::new()
-        .prefix("lull-pg-")
-        .tempdir_in(parent)
-        .unwrap();
+    let dir = tempfile::Builder::new().prefix("lull-pg-").tempdir_in(parent).unwrap();
     chown(dir.path(), Some(OWNER_ID), Some(OWNER_ID)).unwrap();
     dir
 }
@@ -87,11 +77,7 @@ impl Server {
         let data = dir.path().join("data");
         let mut initdb = as_owner(programs.join("bin/initdb"), dir.path());
         initdb.args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C"]);
-        initdb
-            .arg("-U")
-            .arg(make.superuser.unwrap_or(OWNER))
-            .arg("-D")
-            .arg(&data);
+        initdb.arg("-U").arg(make.superuser.unwrap_or(OWNER)).arg("-D").arg(&data);
         if let Some(wal_dir) = make.wal_dir {
             initdb.arg("--waldir").arg(wal_dir);
         }
@@ -101,14 +87,7 @@ impl Server {
             _ => {}
         }
         run(&mut initdb);
-        let server = Self {
-            major,
-            data,
-            dir,
-            port,
-            programs,
-            running: None,
-        };
+        let server = Self { major, data, dir, port, programs, running: None };
         server.after_init(make);
         server
     }
@@ -121,14 +100,7 @@ impl Server {
         run(Command::new("cp").arg("-a").arg(&self.data).arg(&data));
         fs::create_dir(dir.path().join("s")).unwrap();
         chown(dir.path().join("s"), Some(OWNER_ID), Some(OWNER_ID)).unwrap();
-        Self {
-            major: self.major,
-            data,
-            dir,
-            port,
-            programs: self.programs.clone(),
-            running: None,
-        }
+        Self { major: self.major, data, dir, port, programs: self.programs.clone(), running: None }
     }
 
     fn after_init(&self, make: &Make<'_>) {
@@ -143,10 +115,7 @@ impl Server {
 
     /// Appends lines to postgresql.conf.
     pub fn configure(&self, lines: &[&str]) {
-        let mut file = fs::OpenOptions::new()
-            .append(true)
-            .open(self.data.join("postgresql.conf"))
-            .unwrap();
+        let mut file = fs::OpenOptions::new().append(true).open(self.data.join("postgresql.conf")).unwrap();
         for line in lines {
             writeln!(file, "{line}").unwrap();
         }
@@ -159,11 +128,8 @@ impl Server {
 
     /// Makes it a standby of `primary` when started next.
     pub fn follow(&self, primary: &Server) {
-        let from = format!(
-            "primary_conninfo = 'host={} port={} user={OWNER}'",
-            primary.socket_dir().display(),
-            primary.port
-        );
+        let from =
+            format!("primary_conninfo = 'host={} port={} user={OWNER}'", primary.socket_dir().display(), primary.port);
         if self.major >= 12 {
             self.write("standby.signal", "");
             self.configure(&[&from]);
@@ -198,22 +164,8 @@ impl Server {
     /// Arguments that run this cluster in the foreground.
     pub fn arguments(&self) -> Vec<String> {
         let text = |path: &Path| path.to_str().unwrap().to_owned();
-        let fixed = [
-            "-h".to_owned(),
-            String::new(),
-            "-p".to_owned(),
-            self.port.to_string(),
-        ];
-        [
-            vec![
-                "-D".to_owned(),
-                text(&self.data),
-                "-k".to_owned(),
-                text(&self.socket_dir()),
-            ],
-            fixed.to_vec(),
-        ]
-        .concat()
+        let fixed = ["-h".to_owned(), String::new(), "-p".to_owned(), self.port.to_string()];
+        [vec!["-D".to_owned(), text(&self.data), "-k".to_owned(), text(&self.socket_dir())], fixed.to_vec()].concat()
     }
 
     /// Starts it and waits until it is ready.
@@ -225,15 +177,8 @@ impl Server {
 
     /// Starts it by a command that ends in the server, and waits until it is ready.
     pub fn start_by(&mut self, mut command: Command) {
-        let log = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.log_path())
-            .unwrap();
-        command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log);
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         // A server that was killed leaves its file behind, which still says "ready".
         let pid_file = || fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
         let stale = pid_file();
@@ -248,10 +193,8 @@ impl Server {
     pub fn wait(&self, what: &str, mut condition: impl FnMut() -> bool) {
         let start = Instant::now();
         while !condition() {
-            let dead = self
-                .running
-                .as_ref()
-                .is_some_and(|child| !Path::new(&format!("/proc/{}/cwd", child.id())).exists());
+            let dead =
+                self.running.as_ref().is_some_and(|child| !Path::new(&format!("/proc/{}/cwd", child.id())).exists());
             if dead || start.elapsed() > START_MAX {
                 panic!("waited in vain for {what}:\n{}", self.log());
             }
@@ -291,24 +234,15 @@ impl Server {
     pub fn child(&self, title: &str) -> u32 {
         let children = format!("/proc/{0}/task/{0}/children", self.pid());
         let children = fs::read_to_string(children).unwrap();
-        let titled = |pid: &&str| {
-            fs::read_to_string(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|line| line.contains(title))
-        };
-        children
-            .split_whitespace()
-            .find(titled)
-            .expect("a child with this title")
-            .parse()
-            .unwrap()
+        let titled =
+            |pid: &&str| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(title));
+        children.split_whitespace().find(titled).expect("a child with this title").parse().unwrap()
     }
 
     /// Runs a statement as the superuser in `database`, by a connection of its own from this process (root).
     pub fn sql(&self, database: &str, statement: &str) -> Rows {
         let mut session = self.session(database, OWNER);
-        session
-            .query(statement, Instant::now() + Duration::from_secs(60))
-            .unwrap()
+        session.query(statement, Instant::now() + Duration::from_secs(60)).unwrap()
     }
 
     /// A session from this process (root); pg_hba.conf must let it in.
@@ -316,14 +250,7 @@ impl Server {
         let socket = self.socket_dir().join(format!(".s.PGSQL.{}", self.port));
         let stream = UnixStream::connect(socket).unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
-        Session::login(
-            stream,
-            user,
-            database,
-            &[("application_name", "the test")],
-            deadline,
-        )
-        .expect("a session")
+        Session::login(stream, user, database, &[("application_name", "the test")], deadline).expect("a session")
     }
 
     fn log_path(&self) -> PathBuf {
@@ -357,24 +284,14 @@ impl Drop for Server {
 /// A command that runs as the owner in `dir`.
 pub fn as_owner(program: impl AsRef<OsStr>, dir: &Path) -> Command {
     let mut command = Command::new(program);
-    command
-        .uid(OWNER_ID)
-        .gid(OWNER_ID)
-        .current_dir(dir)
-        .env_clear()
-        .env("PATH", "/usr/bin:/bin")
-        .env("LC_ALL", "C");
+    command.uid(OWNER_ID).gid(OWNER_ID).current_dir(dir).env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C");
     command
 }
 
 /// Runs a command to its end; fails with its output.
 pub fn run(command: &mut Command) {
     let output = command.output().unwrap();
-    assert!(
-        output.status.success(),
-        "{command:?}:\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{command:?}:\n{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Sends a signal to a process that this test started.
@@ -386,8 +303,7 @@ pub fn signal(pid: u32, signal: Signal) {
 
 /// Whether every folder up to the root lets strangers through.
 fn reachable(path: &Path) -> bool {
-    path.ancestors()
-        .all(|dir| fs::metadata(dir).is_ok_and(|meta| meta.permissions().mode() & 0o001 != 0))
+    path.ancestors().all(|dir| fs::metadata(dir).is_ok_and(|meta| meta.permissions().mode() & 0o001 != 0))
 }
 
 /// `st_dev` of a path, as `(major, minor)`.

@@ -1,21 +1,18 @@
-//! A deployed component in a test host, and the proxy's side of its channel.
+//! The proxy's side of the channel to a component, wherever that runs.
 
-use crate::bed::{self, Bed};
 use lull_guest_wire::*;
 use lull_runtime::kernel;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Longest wait for any answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
-static DEPLOYMENTS: AtomicU32 = AtomicU32::new(0);
 
 pub struct Component {
     pub process: Child,
@@ -27,33 +24,7 @@ pub struct Component {
     pub notes: Vec<String>,
 }
 
-/// Puts the component into the host as a proxy would.
-pub fn deploy(bed: &Bed) -> String {
-    let folder = format!("/run/lull-{:06}", DEPLOYMENTS.fetch_add(1, Ordering::SeqCst));
-    let outside = bed.path(&folder);
-    std::fs::create_dir(&outside).unwrap();
-    std::fs::set_permissions(&outside, std::fs::Permissions::from_mode(0o700)).unwrap();
-    let file = outside.join("lull-runtime");
-    std::fs::copy(bed::component(), &file).unwrap();
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o700)).unwrap();
-    format!("{folder}/lull-runtime")
-}
-
-/// The arguments that keep this machine's own file systems out of every plan.
-pub fn serve_arguments() -> Vec<String> {
-    let machine = bed::machine_superblocks();
-    let guards = machine.iter().flat_map(|superblock| ["--never-freeze".to_string(), superblock.to_string()]);
-    std::iter::once("serve".to_string()).chain(guards).collect()
-}
-
 impl Component {
-    pub fn start(bed: &Bed) -> Component {
-        let path = deploy(bed);
-        let mut command = bed.command(&path);
-        command.args(serve_arguments());
-        Component::over_pipes(command)
-    }
-
     pub fn over_pipes(mut command: std::process::Command) -> Component {
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (to, from) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());

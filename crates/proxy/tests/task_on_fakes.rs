@@ -1,0 +1,314 @@
+//! Whole tasks against a guest and a hypervisor in memory, with everything going wrong that can.
+//!
+//! Each ends with the guest thawed, nothing held at the hypervisor, the post-thaw script run where the pre-freeze script
+//! ran, and a level that is never better than the truth. Time is paused: waits cost nothing.
+
+use lull_engine::consistency::{ConsistencyLevel, Evidence, assess};
+use lull_engine::failover::FailureClass;
+use lull_engine::session::TaskFailure;
+use lull_engine::settings::{ApplicationAware, GuestProcessing};
+use lull_guest_wire::{RefusalKind, ScriptStage};
+use lull_proxy::cancel::Cancel;
+use lull_proxy::carried::Image;
+use lull_proxy::channel::{ChannelError, FailureKind, Hop};
+use lull_proxy::fake::guest::{Behaviour, FakeGuest, State};
+use lull_proxy::fake::snapshotter::FakeSnapshotter;
+use lull_proxy::fake::{FakeConnector, Knobs};
+use lull_proxy::order::{BackupSpec, TaskSpec, Work};
+use lull_proxy::reporter::Reporter;
+use lull_proxy::task::{self, Task};
+use lull_proxy_wire::v1;
+use lull_proxy_wire::v1::task_event::Event;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+const COMPONENT: &[u8] = b"not really a program";
+const COMMANDS: [&str; 10] =
+    ["inventory", "pre-script", "quiesce", "arm", "freeze", "thaw", "release", "post-script", "bye", "renew"];
+
+#[derive(Default)]
+struct Scene {
+    behaviour: Behaviour,
+    first: Knobs,
+    later: Knobs,
+    snapshotter: FakeSnapshotter,
+    settings: GuestProcessing,
+    cancel_at: Option<&'static str>,
+}
+
+struct Played {
+    finished: v1::Finished,
+    told: Vec<Event>,
+    guest: State,
+    snapshotter: FakeSnapshotter,
+}
+
+impl Scene {
+    fn with_scripts(mut self) -> Self {
+        self.settings.scripts.linux.pre = Some("#!/bin/sh\n".into());
+        self.settings.scripts.linux.post = Some("#!/bin/sh\n".into());
+        self
+    }
+
+    async fn play(mut self) -> Played {
+        let guest = FakeGuest::new(COMPONENT.len(), self.behaviour);
+        let mut connector = FakeConnector::new(guest.clone());
+        (connector.first, connector.later) = (self.first, self.later);
+        let (reporter, mut events) = Reporter::new();
+        let cancel = Cancel::default();
+        let backup = BackupSpec {
+            repository_dir: "/r".into(),
+            point: "p1".into(),
+            speed_limit_bytes_per_s: 0,
+            bitmaps_owed: vec![],
+        };
+        let spec = TaskSpec {
+            task_id: "t1".into(),
+            epoch: 1,
+            vm_name: "fake1".into(),
+            guest: None,
+            qemu: None,
+            settings: self.settings,
+            work: Work::Backup(backup),
+        };
+        let (_hold, hold) = mpsc::channel(1);
+        let listener = tokio::spawn({
+            let cancel = cancel.clone();
+            async move {
+                let mut told = vec![];
+                while let Some(event) = events.recv().await {
+                    let event = event.unwrap().event.unwrap();
+                    if matches!(&event, Event::StepStarted(started) if Some(started.step.as_str()) == self.cancel_at) {
+                        cancel.cancel("a person asked");
+                    }
+                    told.push(event);
+                }
+                told
+            }
+        });
+        let finished = task::run(Task {
+            spec,
+            connector: Some(&connector),
+            image: &Image::new(COMPONENT),
+            snapshotter: Some(&mut self.snapshotter),
+            hold,
+            reporter,
+            cancel,
+        })
+        .await;
+        // What the guest's own tasks still do, they do now.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Played { finished, told: listener.await.unwrap(), guest: guest.state(), snapshotter: self.snapshotter }
+    }
+}
+
+impl Played {
+    fn failure(&self) -> TaskFailure {
+        serde_json::from_str(&self.finished.failure_json).unwrap_or_else(|e| panic!("{e}: {:?}", self.finished))
+    }
+
+    fn level(&self) -> Option<ConsistencyLevel> {
+        let evidence: Evidence = serde_json::from_str(&self.finished.evidence_json).unwrap();
+        assess(&evidence).level
+    }
+
+    fn words(&self) -> String {
+        self.told.iter().map(|event| format!("{event:?}\n")).collect()
+    }
+
+    /// What must hold however it ended.
+    fn assert_promises(&self, scene: &str) {
+        assert!(!self.guest.frozen, "{scene}: the guest stays frozen\n{}", self.words());
+        assert!(!self.guest.component, "{scene}: a component stays\n{}", self.words());
+        assert!(!self.snapshotter.holds_something, "{scene}: the hypervisor holds something\n{}", self.words());
+        let ran = |stage| self.guest.scripts.contains(&stage);
+        // A script whose component dies at it counts as having run: it is not run twice.
+        let asked = self.guest.commands.contains(&"post-script");
+        assert!(!ran(ScriptStage::PreFreeze) || asked, "{scene}: no post-thaw script\n{}", self.words());
+        let is_point = self.finished.restore_point.is_some();
+        assert_eq!(is_point, self.snapshotter.finished && self.finished.outcome != "failed", "{scene}");
+        if self.finished.outcome == "failed" {
+            let failure = self.failure();
+            assert!(!failure.cause.is_empty() && !failure.remedy.is_empty(), "{scene}: {failure:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_goes_well_reaches_application_level() {
+    let played = Scene::default().with_scripts().play().await;
+    played.assert_promises("all well");
+    assert_eq!(played.finished.outcome, "success", "{}", played.words());
+    assert_eq!(played.level(), Some(ConsistencyLevel::Application));
+    assert_eq!(
+        played.guest.commands,
+        ["inventory", "pre-script", "quiesce", "arm", "freeze", "thaw", "release", "post-script", "bye"]
+    );
+    assert_eq!(played.snapshotter.begun, ["prepare", "snapshot", "copy", "finish", "abandon"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_component_that_dies_at_any_command_leaves_a_thawed_guest() {
+    for command in COMMANDS {
+        for aware in [ApplicationAware::RequireSuccess, ApplicationAware::Try] {
+            let mut scene = Scene::default().with_scripts();
+            scene.behaviour.dies_at = Some(command);
+            scene.settings.application_aware = aware;
+            let played = scene.play().await;
+            let scene = format!("component dies at {command}, {aware:?}");
+            played.assert_promises(&scene);
+            let dies_in_window = ["arm", "freeze", "thaw"].contains(&command);
+            if dies_in_window {
+                assert_ne!(played.level(), Some(ConsistencyLevel::Application), "{scene}");
+                assert_eq!(
+                    played.finished.outcome == "failed",
+                    aware == ApplicationAware::RequireSuccess || command == "thaw",
+                    "{scene}\n{}",
+                    played.words()
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_counts_as_done() {
+    for command in COMMANDS {
+        let mut scene = Scene::default().with_scripts();
+        scene.behaviour.loses_answer_to = Some(command);
+        let played = scene.play().await;
+        played.assert_promises(&format!("lost answer to {command}"));
+        if command == "freeze" {
+            assert!(played.guest.was_frozen, "it was obeyed");
+            assert!(played.guest.commands.contains(&"thaw"), "{:?}", played.guest.commands);
+            assert_eq!(played.failure().class, FailureClass::FileSystem);
+            assert!(played.level() < Some(ConsistencyLevel::FileSystem));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn component_and_watchdog_killed_together_are_thawed_by_hand() {
+    let mut scene = Scene::default();
+    (scene.behaviour.dies_at, scene.behaviour.watchdog_dies_too) = (Some("thaw"), true);
+    let played = scene.play().await;
+    played.assert_promises("both killed");
+    assert!(played.words().contains("by hand: 1 of 1 file systems were still frozen"), "{}", played.words());
+    assert_eq!(played.finished.outcome, "failed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nobody_can_thaw_a_person_gets_the_command() {
+    let refuse = ChannelError::new(Hop::Route, FailureKind::Unreachable, "no way there", "build one");
+    let mut helpless = 0;
+    for cut in (100..500).step_by(3) {
+        let mut scene = Scene::default();
+        scene.behaviour.watchdog_dies_too = true;
+        scene.later.refuse = Some(refuse.clone());
+        scene.first.cut_after_bytes = Some(cut);
+        let played = scene.play().await;
+        let told = played.finished.failure_json.contains("run this: thaw / by hand");
+        assert!(told || !played.guest.frozen, "cut after {cut}\n{}", played.words());
+        helpless += u32::from(played.guest.frozen);
+    }
+    assert!(helpless > 0, "no cut fell into the window");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_at_any_byte_leaves_a_thawed_guest() {
+    for cut in (0..700).step_by(7) {
+        let mut scene = Scene::default().with_scripts();
+        scene.first.cut_after_bytes = Some(cut);
+        scene.play().await.assert_promises(&format!("cut after {cut} bytes"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancelled_at_any_step_the_guest_is_as_before() {
+    let steps = ["connect", "deploy", "inventory", "pre-script", "quiesce", "freeze", "copy"];
+    for step in steps {
+        let mut scene = Scene { cancel_at: Some(step), ..Scene::default() }.with_scripts();
+        scene.behaviour.work_takes = Duration::from_secs(5);
+        scene.snapshotter.copy_takes = Duration::from_secs(60);
+        let played = scene.play().await;
+        played.assert_promises(&format!("cancelled at {step}"));
+        assert_eq!(played.finished.outcome, "cancelled", "at {step}\n{}", played.words());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hypervisor_that_fails_at_any_step_leaves_a_thawed_guest() {
+    for step in ["prepare", "snapshot", "copy", "finish"] {
+        let mut scene = Scene::default().with_scripts();
+        scene.snapshotter.fails_at = Some(step);
+        let played = scene.play().await;
+        played.assert_promises(&format!("hypervisor fails at {step}"));
+        assert_eq!(played.failure().class, FailureClass::Hypervisor, "at {step}");
+        assert_eq!(played.guest.was_frozen, step != "prepare", "at {step}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_snapshot_is_renewed_and_stays_without_a_gap() {
+    let mut scene = Scene::default();
+    scene.settings.lease_ms = 2_000;
+    scene.snapshotter.snapshot_takes = Duration::from_millis(7_500);
+    let played = scene.play().await;
+    played.assert_promises("slow snapshot");
+    assert_eq!(played.finished.outcome, "success", "{}", played.words());
+    let renewals = played.guest.commands.iter().filter(|command| **command == "renew").count();
+    assert_eq!(renewals, 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_freeze_fails_or_falls_back_as_the_settings_say() {
+    let play = |kind, aware| async move {
+        let mut scene = Scene::default();
+        scene.behaviour.refuses = Some(("freeze", kind));
+        scene.settings.application_aware = aware;
+        let played = scene.play().await;
+        played.assert_promises(&format!("{kind:?} {aware:?}"));
+        played
+    };
+    let played = play(RefusalKind::FreezeFailed, ApplicationAware::RequireSuccess).await;
+    assert_eq!(played.failure().class, FailureClass::FileSystem);
+    let played = play(RefusalKind::FreezeFailed, ApplicationAware::Try).await;
+    assert_eq!((played.finished.outcome.as_str(), played.level()), ("warning", Some(ConsistencyLevel::Crash)));
+    assert_eq!(played.snapshotter.snapshot_of_frozen, Some(false));
+    // Somebody else's freeze is never worked around.
+    let played = play(RefusalKind::SomebodyElse, ApplicationAware::Try).await;
+    assert_eq!(played.finished.outcome, "failed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn applications_and_scripts_fail_the_task_or_lower_the_level() {
+    let mut scene = Scene::default();
+    scene.behaviour.application_fails = true;
+    let played = scene.play().await;
+    played.assert_promises("application fails");
+    assert_eq!(played.failure().class, FailureClass::Application);
+    assert!(!played.guest.was_frozen);
+
+    let mut scene = Scene::default();
+    scene.behaviour.application_fails = true;
+    scene.settings.application_aware = ApplicationAware::Try;
+    let played = scene.play().await;
+    assert_eq!((played.finished.outcome.as_str(), played.level()), ("warning", Some(ConsistencyLevel::FileSystem)));
+
+    let mut scene = Scene::default().with_scripts();
+    scene.behaviour.script_exit = 3;
+    let played = scene.play().await;
+    played.assert_promises("script fails");
+    assert_eq!(played.failure().class, FailureClass::Script);
+    assert!(played.failure().cause.contains("exit code 3") && !played.guest.was_frozen, "{:?}", played.failure());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_login_is_final_and_touches_nothing() {
+    let refuse = ChannelError::new(Hop::Login, FailureKind::Refused, "no", "correct it");
+    let mut scene = Scene::default();
+    scene.first.refuse = Some(refuse);
+    let played = scene.play().await;
+    assert_eq!(played.failure().class, FailureClass::RefusedCredential);
+    assert!(played.guest.commands.is_empty() && played.snapshotter.begun.is_empty());
+}

@@ -1,0 +1,35 @@
+//! Puts the component into a test host as a proxy would, and starts it there.
+
+use crate::bed::{self, Bed};
+use crate::client::Component;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+static DEPLOYMENTS: AtomicU32 = AtomicU32::new(0);
+
+/// A component at work in the host.
+pub fn start(bed: &Bed) -> Component {
+    let path = deploy(bed);
+    let mut command = bed.command(&path);
+    command.args(serve_arguments());
+    Component::over_pipes(command)
+}
+
+/// Its path in the host.
+pub fn deploy(bed: &Bed) -> String {
+    let folder = format!("/run/lull-{:06}", DEPLOYMENTS.fetch_add(1, Ordering::SeqCst));
+    let outside = bed.path(&folder);
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::set_permissions(&outside, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let file = outside.join("lull-runtime");
+    std::fs::copy(bed::component(), &file).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o700)).unwrap();
+    format!("{folder}/lull-runtime")
+}
+
+/// The arguments that keep this machine's own file systems out of every plan.
+pub fn serve_arguments() -> Vec<String> {
+    let machine = bed::machine_superblocks();
+    let guards = machine.iter().flat_map(|superblock| ["--never-freeze".to_string(), superblock.to_string()]);
+    std::iter::once("serve".to_string()).chain(guards).collect()
+}
