@@ -9,7 +9,7 @@
 # Prints one line of JSON; exit 0 if all agree, 1 if not, if PostgreSQL did not come up, or if there was no transaction.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
-name='' where=() timeout=120 amcheck=no
+name='' where=() timeout=300 amcheck=no
 usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 while [ $# -gt 0 ]; do
   case $1 in

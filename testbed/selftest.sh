@@ -80,7 +80,7 @@ agent() { # the freeze reaches the root: a file made meanwhile appears only afte
 }
 
 database() {
-  local clone=$dir/clone.qcow2
+  local clone=$dir/clone.qcow2 boot_s
   "$here/load.sh" "$name" --dir "$dir" --seconds 5 >/dev/null
   "$here/pg-check.sh" "$name" --dir "$dir" >"$dir/check" || true
   check "pgbench's balances agree under load" 'true' "$(sed 's/.*"ok":\([a-z]*\).*/\1/' "$dir/check")"
@@ -101,7 +101,8 @@ database() {
   local before
   before=$(sha256sum "$clone")
   "$vm" boot-restore "$clone" --name "clone-$name" --dir "$dir" "${extra[@]}" 
-  printf '  clone, boot to login: %s s\n' "$("$vm" wait "clone-$name" --dir "$dir")"
+  boot_s=$("$vm" wait "clone-$name" --dir "$dir") || { check "the clone boots" yes no; return; }
+  echo "  clone, boot to login: $boot_s s"
   "$here/pg-check.sh" "clone-$name" --dir "$dir" >"$dir/check" || true
   check "a clone of the crashed disk recovers" 'true' "$(sed 's/.*"ok":\([a-z]*\).*/\1/' "$dir/check")"
   # 10.0.2.2 is this machine's loopback as guests see it; the clone's own SSH port listens there.
@@ -147,7 +148,8 @@ for variant in "$@"; do
   image=$("$here/guest/build.sh" "$variant")
   name=$variant
   "$vm" start "$name" --image "$image" --dir "$dir"
-  printf '  boot to login: %s s\n' "$("$vm" wait "$name" --dir "$dir")"
+  boot_s=$("$vm" wait "$name" --dir "$dir") || { check "the guest boots" yes no; continue; }
+  echo "  boot to login: $boot_s s"
   network
   case $variant in
     pg) only_its_own; logins; elevation; agent 1 ;;

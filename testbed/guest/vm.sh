@@ -2,7 +2,7 @@
 # vm.sh: runs guests with QEMU, without libvirt and without root.
 #
 #   vm.sh start NAME --image IMG [--disk FILE]... [--port P] [--dir DIR] [--mem MB] [--smp N] [--wait]
-#   vm.sh wait NAME [--dir DIR] [--timeout S]       until a login works; prints the seconds
+#   vm.sh wait NAME [--dir DIR] [--timeout S]       until a login works; prints the seconds (S: 300)
 #   vm.sh ssh [USER@]NAME [--dir DIR] COMMAND...    as root unless told; COMMAND as in ssh
 #   vm.sh stop NAME... | --all [--dir DIR]          pulls the plug; removes the sockets, keeps console and disks
 #   vm.sh shutdown NAME [--dir DIR]                 lets the guest shut down in order, then as stop
@@ -22,7 +22,7 @@ set -euo pipefail
 
 usage() { sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
-dir='' image='' name='' port='' mem=384 smp=1 timeout=120 all=no then_wait=no
+dir='' image='' name='' port='' mem=384 smp=1 timeout=300 all=no then_wait=no
 disks=() names=() command=()
 action=${1:-}
 [ $# -eq 0 ] || shift

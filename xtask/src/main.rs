@@ -4,15 +4,19 @@
 
 use std::process::ExitCode;
 
+mod bench;
 mod check;
 
-const USAGE: &str = "usage: cargo xtask check    the dependency rule, forgotten test targets, paths named in documents, form of source files";
+const USAGE: &str = "usage:
+  cargo xtask check                  the dependency rule, forgotten test targets, paths named in documents, form of source files
+  cargo xtask bench [NAME...] [...]  measures beside a peer; `cargo xtask bench --help` tells more";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
         ["check"] => check::run(),
+        ["bench", options @ ..] => return bench::run(options),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

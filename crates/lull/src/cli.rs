@@ -2,7 +2,9 @@
 //!
 //! Knows nothing of how a command does its work.
 
-use crate::commands::{completions, credential, host, job, proxy, quiesce, repository, restore_point, session, vm};
+use crate::commands::{
+    completions, credential, host, job, proxy, quiesce, repository, restore_point, server, session, vm,
+};
 use crate::connection::DEFAULT_SERVER;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -58,6 +60,8 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the backup server, with a guest interaction proxy embedded.
+    Server(server::ServerArgs),
     /// Hypervisor hosts.
     #[command(subcommand)]
     Host(host::HostCommand),

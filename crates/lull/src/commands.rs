@@ -9,6 +9,7 @@ pub mod proxy;
 pub mod quiesce;
 pub mod repository;
 pub mod restore_point;
+pub mod server;
 pub mod session;
 pub mod settings;
 pub mod vm;
@@ -41,6 +42,7 @@ fn run(cli: Cli, screen: &Screen) -> Result<u8> {
     match cli.command {
         Command::Completions(args) => completions::run(&args, screen),
         Command::ExitCodes => screen.show(&exit_codes(), |_, _| crate::exit::table_text()).map(|()| Exit::Ok as u8),
+        Command::Server(args) => server::run(global, screen, &args),
         Command::Doctor => wait(doctor::run(global, screen)),
         Command::Host(command) => client_command(global, |client| host::run(client, screen, command)),
         Command::Vm(command) => client_command(global, |client| vm::run(client, screen, command)),

@@ -72,8 +72,8 @@ pub async fn run(global: &Global, screen: &Screen, args: QuiesceArgs) -> Result<
     let mut events: Events<'_> = Box::pin(client.events(id, 0));
     let facts = wait_until_ready(&client, screen, id, &mut events).await?;
     let hold = Hold { client: &client, screen, session: id };
-    let ran = hold.run_command(&args.command, facts, &mut events).await;
-    hold.end(&ran).await;
+    let mut ran = hold.run_command(&args.command, facts, &mut events).await;
+    hold.end(&mut ran).await;
     let session = wait_for_the_end(&client, screen, id, &mut events, ran.no_gap).await;
     let verdict = Verdict::of(&args.vm, id, &ran, session);
     verdict.tell(screen)?;
@@ -99,8 +99,11 @@ async fn wait_until_ready(
             _ = tokio::signal::ctrl_c(), if !interrupted => {
                 interrupted = true;
                 screen.remark("Interrupted: the session is being cancelled, the guest returns to where it was.");
-                calls::cancel_session(client, id).await.map_err(|e| not_quiesced(e.into()))?;
-                continue;
+                match calls::cancel_session(client, id).await {
+                    // A refusal means that the session is over already; its last event says so.
+                    Ok(_) | Err(ClientError::Problem(_)) => continue,
+                    Err(error) => return Err(not_quiesced(error.into())),
+                }
             }
         };
         match event.transpose().map_err(|e| not_quiesced(e.into()))? {

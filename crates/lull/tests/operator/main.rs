@@ -3,8 +3,10 @@
 mod commands;
 mod fake;
 mod follow;
+mod host_key;
 mod quiesce;
 mod run;
 mod samples;
 mod secrets;
+mod server;
 mod trouble;

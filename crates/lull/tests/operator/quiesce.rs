@@ -159,6 +159,15 @@ fn a_gap_or_a_silent_guest_is_never_called_inside() {
 }
 
 #[test]
+fn an_end_that_is_refused_means_that_the_hold_was_over_before() {
+    let fake = holding();
+    fake.script.refuse("POST /sessions/12/end", Problem::new(409, "no-hold", "session 12 holds no guest"));
+    let output = run(&fake, &["quiesce", "shop", "--", "true"]);
+    assert_eq!(output.code, 124, "{output:?}");
+    assert!(output.stderr.contains("the hold was over before COMMAND ended"), "{output:?}");
+}
+
+#[test]
 fn a_session_that_fails_after_the_command_ends_with_123() {
     let fake = holding();
     fake.script.answer("GET /sessions/12", &finished("quiesce", "failed"));

@@ -145,13 +145,13 @@ impl Hold<'_> {
 
     fn let_go(&self, ran: &mut Ran, why: String) {
         if ran.let_go.is_none() {
-            self.screen.remark(&format!("warning: {why}; what COMMAND takes from now on is not quiet"));
+            self.screen.remark(&format!("warning: {why}; do not trust what COMMAND takes"));
             ran.let_go = Some(why);
         }
     }
 
     /// Tells the server that COMMAND is over, so that the guest thaws. If it cannot be told, the lease thaws.
-    pub async fn end(&self, ran: &Ran) {
+    pub async fn end(&self, ran: &mut Ran) {
         let end = HoldEnd {
             succeeded: matches!(&ran.status, Ok(status) if status.success()),
             detail: match &ran.status {
@@ -161,8 +161,11 @@ impl Hold<'_> {
         };
         for attempt in 1..=END_TRIES {
             match timeout(RENEWAL_TIMEOUT, calls::end_hold(self.client, self.session, &end)).await {
-                // A refusal means that the hold is over already.
-                Ok(Ok(()) | Err(ClientError::Problem(_))) => return,
+                Ok(Ok(())) => return,
+                // A refusal means that the hold was over before: COMMAND's last moments were not quiet.
+                Ok(Err(ClientError::Problem(problem))) => {
+                    return self.let_go(ran, format!("the hold was over before COMMAND ended: {}", problem.what));
+                }
                 _ if attempt == END_TRIES => self
                     .screen
                     .remark("warning: the server could not be told that COMMAND ended; the lease thaws the guest"),

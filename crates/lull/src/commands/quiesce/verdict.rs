@@ -51,6 +51,7 @@ impl Verdict {
         let task = ending.session.and_then(|session| session.tasks.into_iter().next());
         let why_not_inside = match (&ran.let_go, ending.no_gap) {
             (Some(why), _) => Some(why.clone()),
+            (None, _) if result.as_deref() == Some("cancelled") => Some("the session was cancelled".into()),
             (None, Some(true)) => None,
             (None, Some(false)) => Some("the guest was not frozen all the time".into()),
             (None, None) => Some("the guest did not confirm that it was frozen until the end".into()),
@@ -153,7 +154,7 @@ mod tests {
         let session = Some(Session { summary, tasks: vec![], last_event: 0 });
         let verdict = Verdict::of("pg", 1, &ran, Ending { session, no_gap });
         assert_eq!(verdict.exit_code, expect, "{verdict:?}");
-        assert_eq!(verdict.inside, let_go.is_none() && no_gap == Some(true) && raw_status.is_some(), "{verdict:?}");
+        assert_eq!(verdict.inside, raw_status.is_some() && expect != 124, "{verdict:?}");
     }
 
     #[test]
@@ -167,6 +168,7 @@ mod tests {
         check(Some(0), Some("the guest thawed"), Some(true), "success", 124);
         check(Some(3 << 8), Some("the guest thawed"), None, "failed", 124);
         check(Some(0), None, Some(false), "success", 124);
+        check(Some(0), None, Some(true), "cancelled", 124);
         check(Some(0), None, None, "success", 124);
         check(None, None, Some(true), "success", 127);
     }
