@@ -185,9 +185,10 @@ fn config(pinned: &[HostKey]) -> russh::client::Config {
             cipher: Cow::Borrowed(CIPHERS),
             ..Preferred::DEFAULT
         },
-        // A guest that is gone without a word is noticed after 20 s, a frozen one still answers.
+        // A guest that is gone without a word is noticed after a minute. Not earlier: a session that waits for a slow logind
+        // answers nothing meanwhile. What must be quick has limits of its own.
         keepalive_interval: Some(Duration::from_secs(5)),
-        keepalive_max: 3,
+        keepalive_max: 11,
         nodelay: true,
         ..Default::default()
     }
