@@ -17,7 +17,7 @@ use crate::deploy;
 use crate::evidence::{Window, application_failures};
 use crate::failure::{self, Stop};
 use crate::receipt;
-use crate::reporter::Reporter;
+use crate::reporter::{Reporter, counted};
 use crate::runtime_client::{CallError, RuntimeClient};
 use crate::ssh::{self, HostKeySeen};
 use async_trait::async_trait;
@@ -169,9 +169,9 @@ impl<'a> GuestSession<'a> {
             self.reporter.info(note);
         }
         let line = format!(
-            "{}, {} file systems, {}",
+            "{}, {}, {}",
             inventory.os.name,
-            inventory.file_systems.len(),
+            counted(inventory.file_systems.len(), "file system"),
             match inventory.applications.as_slice() {
                 [] => "no known applications".to_string(),
                 apps => apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>().join(", "),

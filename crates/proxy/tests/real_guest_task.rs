@@ -1,8 +1,10 @@
 //! Whole tasks on a real guest, through the proxy's own calls.
 
 #[path = "support/embedded.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
 mod embedded;
 #[path = "support/guest.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
 mod guest;
 
 use embedded::{Running, embedded};
