@@ -32,12 +32,13 @@ pub fn explanation(decision: &Decision, servers: &[ManagedServer]) -> ProxyExpla
         reason: other.judgement.to_string(),
     });
     let text = decision.to_string();
-    let head = text.split("\n  ").next().unwrap_or_default();
+    let head = text.lines().next().unwrap_or_default();
+    let summary = head.strip_prefix(&format!("{}: ", decision.vm_name)).unwrap_or(head);
     ProxyExplanation {
         vm: decision.vm_name.clone(),
         chosen: decision.chosen.as_ref().map(|chosen| chosen.name.clone()),
         tier: decision.chosen.as_ref().map(|chosen| chosen.tier.number()),
-        summary: head.to_string(),
+        summary: summary.to_string(),
         candidates: chosen.chain(others).collect(),
     }
 }
@@ -55,7 +56,7 @@ pub fn spilled(mut explanation: ProxyExplanation, to: &ManagedServer, tier: Tier
             candidate.reason = format!("chosen, {}: a better one {full}", words(tier));
         }
     }
-    explanation.summary = format!("{}: {} ({tier}), since a better one {full}", explanation.vm, to.name);
+    explanation.summary = format!("{} ({tier}), since a better one {full}", to.name);
     explanation.chosen = Some(to.name.clone());
     explanation.tier = Some(tier.number());
     explanation
@@ -68,7 +69,7 @@ pub fn without_guest(vm: &str, server: &ManagedServer) -> ProxyExplanation {
         vm: vm.to_string(),
         chosen: Some(server.name.clone()),
         tier: None,
-        summary: format!("{vm}: {}, since {reason}", server.name),
+        summary: format!("{}, since {reason}", server.name),
         candidates: vec![ProxyCandidate {
             name: server.name.clone(),
             chosen: true,
