@@ -43,9 +43,13 @@ pub fn explanation(explanation: &ProxyExplanation, look: &Look) -> String {
     };
     let tier = explanation.tier.map(|tier| format!(", tier {tier} ({})", tier_meaning(tier))).unwrap_or_default();
     let mut text = format!("{head}{tier}.\n");
-    for line in wrap(&explanation.summary, look.width) {
-        text.push_str(&line);
-        text.push('\n');
+    // The chosen candidate's own line may say it all.
+    let is_said_below = |c: &ProxyCandidate| c.chosen && c.reason.contains(&explanation.summary);
+    if !explanation.candidates.iter().any(is_said_below) {
+        for line in wrap(&explanation.summary, look.width) {
+            text.push_str(&line);
+            text.push('\n');
+        }
     }
     if !explanation.candidates.is_empty() {
         text.push('\n');

@@ -8,4 +8,5 @@ mod quiesce;
 mod run;
 mod samples;
 mod secrets;
+mod server;
 mod trouble;

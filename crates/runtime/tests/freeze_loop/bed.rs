@@ -1,5 +1,5 @@
 //! A host of its own on the machine's kernel: `pivot_root` into an ext4 image, with an xfs at /data, an ext4 nested in it, a bind
-//! mount, and optionally a file system at /slow whose disk can be stopped.
+//! mount of it, an ext4 at /inner whose image lies in /data, and optionally a file system at /slow whose disk can be stopped.
 //!
 //! The guard: no file system of this machine's own can be seen in there; [`Bed::new`] checks it, and every component is told
 //! the machine's superblocks as untouchable. Everything is mounted in private namespaces, so it is gone with the processes.
@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-pub const TARGETS: [&str; 3] = ["/", "/data", "/data/nested"];
+pub const TARGETS: [&str; 4] = ["/", "/data", "/data/nested", "/inner"];
 
 pub struct Bed {
     holder: Child,
@@ -79,6 +79,7 @@ impl Bed {
              mount -t tmpfs -o mode=755 tmpfs m/run
              mount -o loop data.img m/data; mkdir -p m/data/nested m/data/sub; mount -o loop nested.img m/data/nested
              mount --bind m/data/sub m/bind; {slow_mount}
+             truncate -s 32M m/data/inner.img; mkfs.ext4 -q -F m/data/inner.img; mount -o loop m/data/inner.img m/inner
              cd m; pivot_root . old; exec /bin/sh -c 'umount -l /old; echo ready; exec sleep 100000'",
             dir.display()
         );
