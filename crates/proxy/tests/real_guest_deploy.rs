@@ -59,7 +59,9 @@ async fn folders_that_forbid_programs_or_are_full_are_passed_over_and_named() {
     // Mounted by one login, since the last of these folders holds the key that lets us in.
     let cover = |options: &str, which: &[&str]| {
         let each = which.iter().map(|folder| format!("mount -t tmpfs -o {options} cover {folder}"));
-        guest.ssh(&each.collect::<Vec<_>>().join(" && "))
+        // sshd wants its own folder below the first one for every new login.
+        let again = "mkdir -p /run/sshd".to_string();
+        guest.ssh(&each.chain([again]).collect::<Vec<_>>().join(" && "))
     };
     cover("mode=755,noexec", &folders[..1]);
     cover("mode=755,size=256k", &folders[1..2]);

@@ -20,7 +20,7 @@ use tokio_util::io::StreamReader;
 const OPEN_LIMIT: Duration = Duration::from_secs(20);
 const SESSION_TRIES_MAX: u32 = 5;
 const SESSION_PAUSE: Duration = Duration::from_millis(100);
-const ELEVATION_LIMIT: Duration = Duration::from_secs(40);
+const ELEVATION_LIMIT: Duration = Duration::from_secs(60);
 /// Stderr, as RFC 4254 numbers it.
 const STDERR: u32 = 1;
 /// Blocks of output (of up to 32 KiB) that may wait for a slow reader.
