@@ -40,6 +40,7 @@ demo|ca-certificates|lets cargo verify the registry it downloads from
 test|mmdebstrap|builds the guest that boots systemd, with its maintainer scripts run
 test|xfsprogs btrfs-progs|freeze tests on loop-mounted XFS and btrfs
 test|mount busybox-static|mounts the loop devices of the freeze tests, and is all that their emulated hosts run
+test|openssh-server zsh fish tcsh|an SSH server for tests on loopback, and login shells that are not bash
 test|shellcheck|lints the scripts
 test|python3|independent peers in tests
 test|git|checks that look at the files of the checkout

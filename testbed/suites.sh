@@ -20,4 +20,8 @@ suite kill-matrix root     'each part killed, stopped or cut while frozen: the t
 suite freeze-guest root,guests 'a guest with systemd, PAM and logind comes back from every fault'         rust_table lull-runtime freeze_guest
 suite postgres root        'real PostgreSQL servers 10 to 18 against the application module' rust_target lull-runtime postgres_versions
 suite hypervisor root,guests 'backups of real QEMU processes, and every fault on the way'   rust_target lull-hypervisor qemu
+suite sshd    root        'an OpenSSH server on loopback: logins, refusals, host keys, noisy profiles'  rust_target lull-proxy local_sshd
 suite channel root,guests  'SSH, elevation, deployment and receipt on real guests'          rust_target lull-proxy real_guest_ssh
+suite deploy  root,guests 'deployment without residue on a real guest, whatever its folders allow'       rust_target lull-proxy real_guest_deploy
+suite task root,guests     'whole tasks on a real guest, through the proxy'                 rust_target lull-proxy real_guest_task
+suite demo guests          'the one command of the README, from nothing to proof'           ./demo --check

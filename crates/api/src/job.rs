@@ -60,7 +60,7 @@ pub struct GuestSettings {
     /// `CHECKPOINT` before the freeze; default true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<bool>,
-    /// Longest checkpoint, in seconds; default 60.
+    /// Longest checkpoint, in seconds; default 30.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_timeout_s: Option<u64>,
     /// Thaw when not renewed for so long, in milliseconds; default 5000.

@@ -4,6 +4,7 @@
 //! `cargo bench -p lull-proxy --features testbed --bench runtime_ready [-- PAIRS]`
 
 #[path = "../tests/support/guest.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
 mod guest;
 
 use guest::Guest;

@@ -20,7 +20,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 pub use script::{FOLDERS, sweep_script};
 
 /// From the elevated script to the component's first word.
-const DEPLOY_LIMIT: Duration = Duration::from_secs(60);
+const DEPLOY_LIMIT: Duration = Duration::from_secs(120);
 /// A line of the script is shorter than this, in bytes.
 const LINE_BYTES_MAX: u64 = 4096;
 

@@ -1,10 +1,11 @@
-//! One task's work inside one guest, step by step: connect, deploy, inventory, scripts, quiesce, freeze and thaw
-//! ([`window`]), the thaw ladder ([`ladder`]), remove, receipt.
+//! One task's work inside one guest, step by step: connect, deploy, inventory, scripts ([`script`]), quiesce,
+//! freeze and thaw ([`window`]), the thaw ladder ([`ladder`]), remove, receipt.
 //!
 //! Each method is one step of the timeline and says in one line what came of it. Knows nothing of hypervisors and nothing
 //! of the order of the steps: [`crate::task`] does.
 
 mod ladder;
+mod script;
 mod window;
 
 pub use window::{Inside, Pulse};
@@ -17,18 +18,14 @@ use crate::deploy;
 use crate::evidence::{Window, application_failures};
 use crate::failure::{self, Stop};
 use crate::receipt;
-use crate::reporter::Reporter;
+use crate::reporter::{Reporter, counted};
 use crate::runtime_client::{CallError, RuntimeClient};
 use crate::ssh::{self, HostKeySeen};
 use async_trait::async_trait;
-use lull_engine::failover::FailureClass;
-use lull_engine::session::{Hop, TaskFailure};
-use lull_engine::settings::{GuestProcessing, ScriptMode};
+use lull_engine::session::TaskFailure;
+use lull_engine::settings::GuestProcessing;
 use lull_engine::timeline::Step;
-use lull_guest_wire::{
-    Answer, ApplicationQuiesced, Armed, Command, FreezeId, Hello, Inventory, QuiesceOrder, ScriptEnd, ScriptOrder,
-    ScriptResult, ScriptStage,
-};
+use lull_guest_wire::{Answer, ApplicationQuiesced, Armed, Command, FreezeId, Hello, Inventory, QuiesceOrder};
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::task_event::Event;
 use std::time::Duration;
@@ -38,10 +35,6 @@ const INVENTORY_LIMIT: Duration = Duration::from_secs(60);
 const CONNECT_TO_APPLICATION_MS: u64 = 10_000;
 const RELEASE_LIMIT: Duration = Duration::from_secs(30);
 const BYE_LIMIT: Duration = Duration::from_secs(10);
-/// A script that is ended gets some seconds from the component; so long we wait beyond its time.
-const SCRIPT_GRACE: Duration = Duration::from_secs(15);
-/// So much of a script's output goes into the session, in characters.
-const SCRIPT_OUTPUT_CHARS_MAX: usize = 8_192;
 
 /// Opens ways into one guest.
 #[async_trait]
@@ -169,9 +162,9 @@ impl<'a> GuestSession<'a> {
             self.reporter.info(note);
         }
         let line = format!(
-            "{}, {} file systems, {}",
+            "{}, {}, {}",
             inventory.os.name,
-            inventory.file_systems.len(),
+            counted(inventory.file_systems.len(), "file system"),
             match inventory.applications.as_slice() {
                 [] => "no known applications".to_string(),
                 apps => apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>().join(", "),
@@ -179,84 +172,6 @@ impl<'a> GuestSession<'a> {
         );
         self.inventory = Some(inventory);
         Ok(line)
-    }
-
-    /// Runs one of the two scripts. A failure is an error or a warning, as the settings say. Only the pre-freeze script can
-    /// be cancelled.
-    pub async fn script(&mut self, stage: ScriptStage, settings: &GuestProcessing) -> Result<String, Stop> {
-        let scripts = &settings.scripts.linux;
-        let (step, name, body) = match stage {
-            ScriptStage::PreFreeze => (Step::PreScript, "pre-freeze script", &scripts.pre),
-            ScriptStage::PostThaw => (Step::PostScript, "post-thaw script", &scripts.post),
-        };
-        let Some(body) = body else { return Ok("none".into()) };
-        let order = ScriptOrder {
-            stage,
-            body: body.clone().into_bytes(),
-            timeout_ms: scripts.timeout_ms,
-            environment: vec![("LULL_VM".into(), self.vm_name.clone())],
-        };
-        let limit = Duration::from_millis(scripts.timeout_ms) + SCRIPT_GRACE;
-        let cancel = self.cancel.clone();
-        self.settle().await;
-        let client = self.client(step)?;
-        let failed = |e: &CallError| failure::of_call(step, &format!("the {name} did not run to its end"), e);
-        let id = match client.send(Command::Script(order)).await {
-            Ok(id) => id,
-            Err(e) => return Err(self.give_up(&e, failed(&e)).into()),
-        };
-        let client = self.client(step)?;
-        let first = tokio::select! {
-            answer = client.answer_within(id, limit) => Some(answer),
-            () = cancel.cancelled(), if stage == ScriptStage::PreFreeze => None,
-        };
-        let (answer, cancelled) = match first {
-            Some(answer) => (answer, false),
-            None => {
-                let sent = client.send(Command::CancelScript).await;
-                let answer = match sent {
-                    Ok(_) => client.answer_within(id, SCRIPT_GRACE).await,
-                    Err(e) => Err(e),
-                };
-                (answer, true)
-            }
-        };
-        let answer = answer.map_err(|e| self.give_up(&e, failed(&e)))?;
-        let Answer::Script(result) = answer else { return Err(self.wrong(step, &answer)) };
-        self.tell_output(name, &result);
-        if cancelled {
-            return Err(cancel.stop());
-        }
-        let took = format!("in {} ms", result.took_ms);
-        let how = match result.end {
-            ScriptEnd::Exited(0) => return Ok(format!("exit code 0 {took}")),
-            ScriptEnd::Exited(code) => format!("the {name} ended with exit code {code} {took}"),
-            ScriptEnd::Signalled(signal) => format!("the {name} was killed by signal {signal} {took}"),
-            ScriptEnd::TimedOut => format!("the {name} took longer than {} ms and was killed", scripts.timeout_ms),
-            ScriptEnd::Cancelled => format!("the {name} was killed {took}"),
-        };
-        let last = last_line(&result.output);
-        let how = if last.is_empty() { how } else { format!("{how}; its last words: {last}") };
-        if scripts.mode == ScriptMode::IgnoreFailures {
-            self.reporter.warning(&how);
-            return Ok(how);
-        }
-        let remedy = "see its output in the session, and run it by hand in the guest";
-        Err(failure::of(step, Hop::Script, FailureClass::Script, how, remedy).into())
-    }
-
-    fn tell_output(&self, name: &str, result: &ScriptResult) {
-        if result.output.is_empty() {
-            return;
-        }
-        let text = printable(&result.output);
-        let skipped = text.chars().count().saturating_sub(SCRIPT_OUTPUT_CHARS_MAX);
-        let text: String = text.chars().skip(skipped).collect();
-        let dropped = match result.dropped_bytes as usize + skipped {
-            0 => String::new(),
-            n => format!(" (the first {n} bytes left out)"),
-        };
-        self.reporter.info(format!("output of the {name}{dropped}:\n{text}"));
     }
 
     /// Brings the applications to rest; the failures, one sentence each.
@@ -424,26 +339,4 @@ impl<'a> GuestSession<'a> {
 fn lost(step: Step) -> Stop {
     let error = CallError::Lost("it ended before".into());
     failure::of_call(step, "there is no component to talk to", &error).into()
-}
-
-/// What a terminal can show: invalid and control characters become signs.
-fn printable(bytes: &[u8]) -> String {
-    let keep = |c: char| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c };
-    String::from_utf8_lossy(bytes).chars().map(keep).collect()
-}
-
-fn last_line(output: &[u8]) -> String {
-    let text = printable(output);
-    text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().chars().take(300).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn output_that_is_no_text_does_no_harm() {
-        assert_eq!(printable(b"ok\x1b[2J\xff\n"), "ok\u{fffd}[2J\u{fffd}\n");
-        assert_eq!(last_line(b"first\nlast words\n\n"), "last words");
-    }
 }

@@ -130,6 +130,16 @@ impl Reporter {
     }
 }
 
+/// `1 file system`, `2 file systems`.
+pub fn counted(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Microseconds as `85.1 ms`.
+pub fn millis(us: u64) -> String {
+    format!("{}.{} ms", us / 1_000, us % 1_000 / 100)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,7 @@
 #[path = "support/contract.rs"]
 mod contract;
 #[path = "support/guest.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
 mod guest;
 
 use guest::Guest;

@@ -1,8 +1,10 @@
 //! Whole tasks on a real guest, through the proxy's own calls.
 
 #[path = "support/embedded.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
 mod embedded;
 #[path = "support/guest.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
 mod guest;
 
 use embedded::{Running, embedded};
@@ -137,7 +139,12 @@ async fn a_hold_lasts_as_long_as_its_caller_renews_it() {
 async fn a_killed_component_and_watchdog_are_recovered_from_by_hand() {
     let guest = Guest::boot("pg", "killed");
     let (mut client, _proxy) = embedded(ProxyConfig::default()).await;
-    let mut task = Running::start(&mut client, order(&guest, Work::Hold(v1::HoldWork {}))).await;
+    // A long lease: a busy machine's guest must not thaw by itself before it is killed.
+    let hold = v1::TaskOrder {
+        settings_json: "{\"lease_ms\":30000,\"freeze_budget_ms\":60000}".into(),
+        ..order(&guest, Work::Hold(v1::HoldWork {}))
+    };
+    let mut task = Running::start(&mut client, hold).await;
     task.until(|event| matches!(event, Event::HoldReady(_))).await;
     // Both at once, which no watchdog survives: the root stays frozen until the ladder's third step. Stopped first, so
     // that neither sees the other die.

@@ -1,6 +1,7 @@
 //! The proxy's calls over an in-memory stream, as the embedded proxy gets one.
 
 #[path = "support/embedded.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
 mod embedded;
 
 use embedded::embedded;

@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn no_freeze_slips_past_a_thaw_whoever_is_first() {
-        for round in 0..4_000 {
+        for round in 0..1_500 {
             let shared = Shared::new(1, Lease::default()).unwrap();
             shared.start(kernel::now_us());
             let (file_system, ready) = (FileSystem(AtomicBool::new(false)), Barrier::new(2));

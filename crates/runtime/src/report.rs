@@ -39,10 +39,11 @@ pub fn thawed(freeze: FreezeId, targets: &[Target], shared: &Shared, end: End, a
     } else if !acknowledged {
         gaps.push("the thaw was ordered before everything was frozen".into());
     }
-    for thaw in &superblocks {
+    for (thaw, slot) in superblocks.iter().zip(shared.slots().iter().rev()) {
         let place = format!("{} ({})", thaw.mount_point, thaw.superblock);
         match &thaw.result {
-            ThawResult::Thawed => {}
+            ThawResult::Thawed if slot.freeze_result() == Some(Ok(())) => {}
+            ThawResult::Thawed => gaps.push(format!("{place} was thawed before its freeze was acknowledged")),
             ThawResult::NotFrozen => gaps.push(format!("{place} was never frozen")),
             ThawResult::WasThawed => gaps.push(format!("somebody else had thawed {place} before")),
             ThawResult::SomebodyElse => gaps.push(format!("{place} is frozen by somebody else")),
@@ -78,5 +79,72 @@ pub fn refusal_kind(end: End, superblocks: &[SuperblockThaw]) -> RefusalKind {
         }
         End::FreezeFailed | End::Ordered => RefusalKind::FreezeFailed,
         End::Channel | End::MainDied => RefusalKind::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lull_guest_wire::{Lease, Superblock};
+    use proptest::prelude::*;
+
+    /// What one superblock went through: `FIFREEZE`, then each `FITHAW`.
+    type Story = (Option<Result<(), i32>>, Vec<Result<(), i32>>);
+
+    fn any_result() -> impl Strategy<Value = Result<(), i32>> {
+        proptest::sample::select(vec![Ok(()), Ok(()), Err(libc::EINVAL), Err(libc::EBUSY), Err(libc::EIO)])
+    }
+
+    fn told(stories: &[Story], end: End, acknowledged: bool) -> Thawed {
+        let shared = Shared::new(stories.len(), Lease::default()).unwrap();
+        shared.start(1_000);
+        let target = |minor| Target { superblock: Superblock { major: 8, minor }, mount_point: format!("/{minor}") };
+        let targets: Vec<Target> = (0..stories.len() as u32).map(target).collect();
+        for (slot, (freeze, thaws)) in shared.slots().iter().zip(stories) {
+            if let Some(result) = freeze {
+                slot.begin();
+                slot.returned(*result, 5);
+            }
+            thaws.iter().for_each(|result| slot.thaw_returned(*result, 9_000));
+        }
+        thawed(FreezeId(1), &targets, &shared, end, acknowledged)
+    }
+
+    #[test]
+    fn a_whole_freeze_has_no_gap() {
+        let whole = told(&[(Some(Ok(())), vec![Ok(())]), (Some(Ok(())), vec![Ok(())])], End::Ordered, true);
+        assert!(whole.no_gap && whole.gaps.is_empty());
+        assert_eq!((whole.frozen_us, whole.superblocks[0].mount_point.as_str()), (8_000, "/1"));
+    }
+
+    #[test]
+    fn each_gap_is_named() {
+        let of = |story: Story| told(&[story], End::Ordered, true).gaps.join("; ");
+        assert_eq!(of((Some(Ok(())), vec![Err(libc::EINVAL)])), "somebody else had thawed /0 (8:0) before");
+        assert_eq!(of((Some(Err(libc::EBUSY)), vec![])), "/0 (8:0) is frozen by somebody else");
+        assert_eq!(of((None, vec![])), "/0 (8:0) was never frozen");
+        assert!(
+            of((Some(Err(libc::EIO)), vec![Err(libc::EINVAL)]))
+                .starts_with("/0 (8:0) could not be frozen: Input/output error")
+        );
+        assert!(
+            of((Some(Ok(())), vec![Err(libc::EIO)])).starts_with("/0 (8:0) could not be thawed: Input/output error")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_gap_means_that_all_of_it_was_ours_to_the_end(
+            stories in proptest::collection::vec((proptest::option::of(any_result()), proptest::collection::vec(any_result(), 0..3)), 1..5),
+            ordered: bool,
+            acknowledged: bool,
+        ) {
+            let end = if ordered { End::Ordered } else { End::Lease };
+            let report = told(&stories, end, acknowledged);
+            let ours = stories.iter().all(|(freeze, thaws)| *freeze == Some(Ok(())) && thaws.contains(&Ok(())));
+            prop_assert_eq!(report.no_gap, ours && ordered && acknowledged);
+            prop_assert_eq!(report.no_gap, report.gaps.is_empty());
+            prop_assert_eq!(report.superblocks.len(), stories.len());
+        }
     }
 }

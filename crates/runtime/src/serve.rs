@@ -19,8 +19,8 @@ use crate::memory;
 use crate::script;
 use crate::shared::End;
 use lull_guest_wire::{
-    Answer, ArmOrder, Armed, Command, Event, FreezeId, FromRuntime, Hello, Inventory, Phase, Refusal, RefusalKind,
-    SCRIPT_BYTES_MAX, Status, Superblock, ToRuntime,
+    Answer, ArmOrder, Armed, Command, Event, FRAME_BYTES_MAX, FrameError, FreezeId, FromRuntime, Hello, Inventory,
+    Phase, Refusal, RefusalKind, SCRIPT_BYTES_MAX, Status, Superblock, ToRuntime,
 };
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -150,8 +150,16 @@ impl Server {
     }
 
     fn send(&mut self, message: &FromRuntime) {
-        if self.channel.send(message).is_err() {
-            self.cut = true;
+        match (self.channel.send(message), message) {
+            (Ok(()), _) => {}
+            (Err(FrameError::Length(bytes)), FromRuntime::Reply { id, .. }) => {
+                self.refuse(
+                    *id,
+                    RefusalKind::Failed,
+                    format!("the answer has {bytes} bytes, at most {FRAME_BYTES_MAX}"),
+                );
+            }
+            (Err(_), _) => self.cut = true,
         }
     }
 
@@ -364,7 +372,7 @@ impl Server {
                 // The watchdog already decided that this process is too late.
                 std::process::exit(1);
             }
-            if ended.end != End::Ordered && !self.cut {
+            if !ended.end.is_orderly() && !self.cut {
                 self.note(ended.thawed.gaps.join("; "));
                 self.silence_ends_ms = Some(kernel::now_ms() + SILENCE_AFTER_EXPIRY_MS);
             }

@@ -7,7 +7,7 @@ use crate::store::infrastructure::{HostRow, SeenVm};
 use jiff::Timestamp;
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::hypervisor_target::Kind;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 /// Longest look at one host.
@@ -63,11 +63,16 @@ pub async fn freshen(server: &Arc<Server>) -> Result<(), StoreError> {
         if vms.iter().any(|vm| vm.host == host.id && busy.contains(&vm.id)) {
             continue;
         }
+        // A host that does not answer is looked at by one, however many ask.
+        if !server.looking.lock().unwrap_or_else(PoisonError::into_inner).insert(host.id) {
+            continue;
+        }
         let server = server.clone();
         looks.push(tokio::spawn(async move {
             if let Err(error) = look(&server, &host).await {
                 tracing::error!(host = host.name, %error, "a look at the host cannot be stored");
             }
+            server.looking.lock().unwrap_or_else(PoisonError::into_inner).remove(&host.id);
         }));
     }
     let all = futures::future::join_all(looks);

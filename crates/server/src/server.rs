@@ -7,10 +7,12 @@ use crate::secrets::Secrets;
 use crate::store::Store;
 use jiff::Timestamp;
 use secrecy::SecretString;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 /// A running server.
 pub struct Server {
@@ -30,6 +32,8 @@ pub struct Server {
     pub state_dir: PathBuf,
     /// When this server started.
     pub started: Timestamp,
+    /// Hosts that are being looked at.
+    pub looking: Mutex<BTreeSet<Uuid>>,
     /// Wakes the dispatcher.
     pub wake: Notify,
     /// Set once no new work is taken.

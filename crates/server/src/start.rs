@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use lull_engine::session::TaskState;
 use secrecy::SecretString;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -107,6 +107,7 @@ async fn assemble(
         token: state_dir.token()?,
         state_dir: state_dir.path().to_path_buf(),
         started,
+        looking: Mutex::default(),
         wake: Notify::new(),
         stopping: CancellationToken::new(),
         stopped: CancellationToken::new(),

@@ -73,7 +73,7 @@ async fn job(stage: &mut Stage) -> Result<f64> {
     })();
     let (window_us, point) = window_us.with_context(|| stage.server.last_words())?;
     stage.load_goes_on()?;
-    stage.server.remove_restore_point(&point.to_string()).await?;
+    stage.server.keep_only(point.to_string()).await?;
     Ok(window_us as f64 / 1000.0)
 }
 

@@ -38,6 +38,8 @@ pub struct LullServer {
     process: Running,
     client: Client,
     log: PathBuf,
+    /// The restore point that is kept.
+    newest: Option<String>,
 }
 
 /// A session that is over, with its events.
@@ -49,7 +51,7 @@ pub struct Finished {
 }
 
 impl Finished {
-    /// Its only task, if it succeeded.
+    /// Its only task, if it did its work; what it warns of is said aloud.
     ///
     /// # Errors
     /// With the task's failure, or what else is wrong.
@@ -60,6 +62,10 @@ impl Finished {
         };
         match (&task.failure, task.result.as_deref()) {
             (None, Some("success")) => Ok(task),
+            (None, Some("warning")) => {
+                eprintln!("session {id} ended with a warning: {}", task.notes.join("; "));
+                Ok(task)
+            }
             (Some(failure), _) => bail!("session {id}: {}", failure.text),
             (None, result) => {
                 bail!("session {id} ended with {}: {}", result.unwrap_or("no result"), task.notes.join("; "))
@@ -124,7 +130,7 @@ impl LullServer {
             .with_context(|| format!("the backup server did not say where it listens: {}", tail_of_file(&log)))??;
         let file = scene.state().join("admin-token");
         let token = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
-        Ok(LullServer { process, client: Client::new(&address, &token)?, log })
+        Ok(LullServer { process, client: Client::new(&address, &token)?, log, newest: None })
     }
 
     /// Adds the scene's host, guest, credentials, repository and job.
@@ -202,12 +208,16 @@ impl LullServer {
         Ok(self.client.get(&format!("/restore-points/{id}")).await?)
     }
 
-    /// Removes a restore point with its files.
+    /// Keeps this restore point and removes the one that was kept before, as retention would: the newest is what the
+    /// next backup builds on.
     ///
     /// # Errors
     /// What the server says.
-    pub async fn remove_restore_point(&self, id: &str) -> Result<()> {
-        Ok(self.client.delete(&format!("/restore-points/{id}")).await?)
+    pub async fn keep_only(&mut self, id: String) -> Result<()> {
+        if let Some(former) = self.newest.replace(id) {
+            self.client.delete(&format!("/restore-points/{former}")).await?;
+        }
+        Ok(())
     }
 
     /// The server's last words, for an error that needs them.

@@ -2,7 +2,7 @@
 //!
 //! One VM under one pgbench write load; each turn runs the job, boots the restore point as an isolated clone, lets PostgreSQL recover, and has
 //! the balances compared and every table and index verified (`testbed/pg-check.sh --amcheck`). A turn that fails is counted and said; it
-//! ends nothing. A restore point is removed once it is proven, and stays until the end of the run when it is not.
+//! ends nothing. Each restore point is removed when the next one is there.
 
 use super::arguments::Arguments;
 use super::figure::{Figure, Goal};
@@ -44,10 +44,10 @@ pub async fn measure(arguments: &Arguments) -> Result<Vec<Figure>> {
             Ok(transactions) => {
                 restored += 1;
                 eprintln!("point {turn} of {points}: level {}, restored with {transactions} transactions", point.level);
-                stage.server.remove_restore_point(&point.id.to_string()).await?;
             }
             Err(error) => eprintln!("point {turn} of {points}: level {}, NOT RESTORED: {error:#}", point.level),
         }
+        stage.server.keep_only(point.id.to_string()).await?;
         stage.load_goes_on()?;
     }
     ensure!(taken > 0, "no restore point was taken");

@@ -13,7 +13,7 @@ const O_DIRECT: i32 = 0o40000;
 
 fn main() {
     let open = |path| OpenOptions::new().write(true).custom_flags(O_DIRECT).open(path).unwrap();
-    let disks = [open("/dev/vdb"), open("/dev/vdc")];
+    let disks = [open("/dev/vdb"), open("/dev/vdh")];
     // O_DIRECT wants an aligned buffer.
     let layout = Layout::from_size_align(512, 4096).unwrap();
     // SAFETY: 512 zeroed bytes of our own, never freed, used by this thread alone.

@@ -23,14 +23,15 @@ pub fn list(proxies: &[Proxy], look: &Look) -> String {
     table(look, &titles, rows.collect(), "There is no guest interaction proxy.")
 }
 
-/// One line: which proxy and why, without the VM's name before it.
+/// One line: which proxy, in which tier, and the sentence about it, without the VM's name before it.
 pub fn summary(explanation: &ProxyExplanation) -> String {
     let why = one_line(&explanation.summary);
-    let why = why.strip_prefix(&format!("{}: ", one_line(&explanation.vm))).unwrap_or(&why).to_string();
-    match &explanation.chosen {
-        None => format!("none: {why}"),
-        Some(chosen) if why.contains(chosen.as_str()) => why,
-        Some(chosen) => format!("{}: {why}", one_line(chosen)),
+    let why = why.strip_prefix(&format!("{}: ", one_line(&explanation.vm))).unwrap_or(&why);
+    let Some(chosen) = &explanation.chosen else { return format!("none: {why}") };
+    let chosen = one_line(chosen);
+    match explanation.tier {
+        Some(tier) => format!("{chosen} (tier {tier}): {why}"),
+        None => format!("{chosen}: {why}"),
     }
 }
 
@@ -41,10 +42,15 @@ pub fn explanation(explanation: &ProxyExplanation, look: &Look) -> String {
         Some(chosen) => format!("{vm} would be served by {}", look.paint(Tone::Good, &one_line(chosen))),
         None => format!("{} can serve {vm}", look.paint(Tone::Bad, "No proxy")),
     };
-    let mut text = format!("{head}.\n");
-    for line in wrap(&summary(explanation), look.width) {
-        text.push_str(&line);
-        text.push('\n');
+    let tier = explanation.tier.map(|tier| format!(", tier {tier} ({})", tier_meaning(tier))).unwrap_or_default();
+    let mut text = format!("{head}{tier}.\n");
+    // The chosen candidate's own line may say it all.
+    let is_said_below = |c: &ProxyCandidate| c.chosen && c.reason.contains(&explanation.summary);
+    if !explanation.candidates.iter().any(is_said_below) {
+        for line in wrap(&explanation.summary, look.width) {
+            text.push_str(&line);
+            text.push('\n');
+        }
     }
     if !explanation.candidates.is_empty() {
         text.push('\n');
@@ -85,6 +91,16 @@ pub fn candidates(candidates: &[ProxyCandidate], look: &Look, width: Option<usiz
     lines
 }
 
+fn tier_meaning(tier: u8) -> &'static str {
+    match tier {
+        1 => "same network as the VM, not the backup server",
+        2 => "same network as the VM, the backup server",
+        3 => "another network, not the backup server",
+        4 => "another network, the backup server",
+        _ => "a tier that this program does not know",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,7 +114,7 @@ mod tests {
             vm: "pg-demo".into(),
             chosen: Some("site-b".into()),
             tier: Some(1),
-            summary: "pg-demo: site-b over SSH (tier 1: same network as the VM, not the backup server)".into(),
+            summary: "site-b is in the VM's network and has the fewest running tasks.".into(),
             candidates: vec![
                 candidate("site-b", true, Some(1), 0, "chosen"),
                 candidate("backup-server", false, Some(4), 1, "another network, and it is the backup server"),
@@ -112,8 +128,8 @@ mod tests {
         assert_eq!(
             explanation(&sample(), &Look::plain(None)),
             "\
-pg-demo would be served by site-b.
-site-b over SSH (tier 1: same network as the VM, not the backup server)
+pg-demo would be served by site-b, tier 1 (same network as the VM, not the backup server).
+site-b is in the VM's network and has the fewest running tasks.
 
 ✓ site-b         tier 1   0 tasks  chosen
 · backup-server  tier 4   1 task   another network, and it is the backup server
@@ -121,17 +137,14 @@ site-b over SSH (tier 1: same network as the VM, not the backup server)
 "
         );
         let narrow = explanation(&sample(), &Look::plain(Some(60)));
-        assert!(narrow.lines().all(|line| columns(line) <= 60), "{narrow}");
+        assert!(narrow.lines().skip(1).all(|line| columns(line) <= 60), "{narrow}");
     }
 
     #[test]
     fn nobody_to_choose_is_said_first() {
         let none = ProxyExplanation { chosen: None, tier: None, candidates: vec![], ..sample() };
         let none = ProxyExplanation { summary: "The only proxy is offline.".into(), ..none };
-        assert_eq!(
-            explanation(&none, &Look::plain(None)),
-            "No proxy can serve pg-demo.\nnone: The only proxy is offline.\n"
-        );
+        assert_eq!(explanation(&none, &Look::plain(None)), "No proxy can serve pg-demo.\nThe only proxy is offline.\n");
         assert_eq!(summary(&none), "none: The only proxy is offline.");
     }
 }

@@ -249,7 +249,7 @@ fn proxies() {
         running_tasks: 1,
     };
     check(&["proxy", "list"], "GET /proxies", json!(null), &[proxy], "(backup server)  online  1 of 2");
-    let text = "shop would be served by backup-server.";
+    let text = "shop would be served by backup-server, tier 4";
     check(&["proxy", "explain", "shop"], "GET /vms/shop/proxy-explain", json!(null), &explanation(), text);
     let call = "GET /vms/shop/proxy-explain?job=nightly";
     check(&["proxy", "explain", "shop", "--job", "nightly"], call, json!(null), &explanation(), text);

@@ -38,7 +38,7 @@ fn without_a_terminal_every_event_is_a_line() {
         output.stdout,
         "\
 11:59:58.000  shop  session started
-11:59:58.000  shop  proxy: backup-server: the only proxy that is online
+11:59:58.000  shop  proxy: backup-server (tier 4): the only proxy that is online
 11:59:58.000  shop  connect …
 11:59:58.000  shop  connect: ok, 2.1 ms, well
 11:59:58.000  shop  freeze …

@@ -1,7 +1,9 @@
 //! The thaw ladder: what is tried, in this order and each step told, until nothing of ours is frozen.
 //!
-//! 1. the component; 2. its watchdog, which thaws by itself once the channel is closed, and is waited for; 3. by hand over
-//! the same connection, then over a new login; 4. a person, who gets the exact command.
+//! 1. the component;
+//! 2. its watchdog, which thaws by itself once the channel is closed, and is waited for;
+//! 3. by hand over the same connection, then over a new login;
+//! 4. a person, who gets the exact command.
 //!
 //! The watchdog removes the guest's lock folder when it ends in order, and only then: a folder that is still there with
 //! nobody alive tells that main and watchdog were killed together.

@@ -199,7 +199,8 @@ impl Elevator {
     }
 
     /// The error for an end without a sentinel.
-    pub fn ended(&self, guest: &str, exit: &Exit) -> ChannelError {
+    pub fn ended(&mut self, guest: &str, exit: &Exit) -> ChannelError {
+        self.tail.push(&std::mem::take(&mut self.stdout));
         let said = match self.tail.text() {
             text if text.is_empty() => "it said nothing".to_string(),
             text => format!("it said: {text}"),
@@ -230,7 +231,8 @@ impl Elevator {
     }
 
     /// The error for no sentinel in time.
-    pub fn timed_out(&self, guest: &str, seconds: u64) -> ChannelError {
+    pub fn timed_out(&mut self, guest: &str, seconds: u64) -> ChannelError {
+        self.tail.push(&std::mem::take(&mut self.stdout));
         ChannelError::new(
             Hop::Elevation,
             FailureKind::GuestSide,
@@ -299,8 +301,11 @@ mod tests {
     fn an_account_that_is_not_root_is_told_apart_from_a_broken_shell() {
         let mut root = elevator(Elevation::None);
         assert!(matches!(root.stdout(b"notroot:00c0ffee00c0ffee\n"), Action::Refused(_)));
+        let mut root = elevator(Elevation::None);
+        root.stdout(b"no shell here\n");
         let error = root.ended("db1", &Exit::Code(1));
         assert_eq!((error.hop, error.kind), (Hop::Exec, FailureKind::GuestSide));
+        assert!(error.what.ends_with("it said: no shell here"), "{error}");
     }
 
     #[test]

@@ -18,7 +18,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::io::StreamReader;
 
 const OPEN_LIMIT: Duration = Duration::from_secs(20);
-const ELEVATION_LIMIT: Duration = Duration::from_secs(40);
+const SESSION_TRIES_MAX: u32 = 5;
+const SESSION_PAUSE: Duration = Duration::from_millis(100);
+const ELEVATION_LIMIT: Duration = Duration::from_secs(60);
 /// Stderr, as RFC 4254 numbers it.
 const STDERR: u32 = 1;
 /// Blocks of output (of up to 32 KiB) that may wait for a slow reader.
@@ -40,19 +42,7 @@ pub(super) async fn start(
     guest: &str,
     script: &Script,
 ) -> Result<Running, ChannelError> {
-    let channel = match timeout(OPEN_LIMIT, handle.channel_open_session()).await {
-        Ok(Ok(channel)) => channel,
-        Ok(Err(russh::Error::ChannelOpenFailure(why))) => {
-            return Err(ChannelError::new(
-                Hop::Exec,
-                FailureKind::GuestSide,
-                format!("{guest} refuses a session to {}: {why:?}", script.purpose),
-                "allow at least one session per connection (MaxSessions in the guest's sshd)",
-            ));
-        }
-        Ok(Err(e)) => return Err(broken(guest, script, &e.to_string())),
-        Err(_) => return Err(broken(guest, script, "it did not answer in time")),
-    };
+    let channel = open_session(handle, guest, script).await?;
     let (mut output, input) = channel.split();
     let stderr = Tail::default();
     let nonce = nonce();
@@ -83,6 +73,34 @@ pub(super) async fn start(
     });
     let reader = Box::new(StreamReader::new(ReceiverStream::new(reader)));
     Ok(Running { stream: ElevatedStream { reader, writer, stderr }, exit, eof })
+}
+
+/// Opens a session. A guest that allows one at a time (MaxSessions 1) frees the last one a moment after it ended.
+async fn open_session(
+    handle: &Handle<Handler>,
+    guest: &str,
+    script: &Script,
+) -> Result<russh::Channel<Msg>, ChannelError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match timeout(OPEN_LIMIT, handle.channel_open_session()).await {
+            Ok(Ok(channel)) => return Ok(channel),
+            Ok(Err(russh::Error::ChannelOpenFailure(_))) if tries < SESSION_TRIES_MAX => {
+                tokio::time::sleep(SESSION_PAUSE).await;
+            }
+            Ok(Err(russh::Error::ChannelOpenFailure(why))) => {
+                return Err(ChannelError::new(
+                    Hop::Exec,
+                    FailureKind::GuestSide,
+                    format!("{guest} refuses a session to {}: {why:?}", script.purpose),
+                    "allow at least one session per connection (MaxSessions in the guest's sshd)",
+                ));
+            }
+            Ok(Err(e)) => return Err(broken(guest, script, &e.to_string())),
+            Err(_) => return Err(broken(guest, script, "it did not answer in time")),
+        }
+    }
 }
 
 /// Reads until the script itself speaks; returns its first bytes.

@@ -13,7 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use std::sync::Arc;
 use std::time::Duration;
 
-const LOGIN_LIMIT: Duration = Duration::from_secs(40);
+const LOGIN_LIMIT: Duration = Duration::from_secs(60);
 
 /// The credential's private key, decrypted; nothing for passwords. Needs no connection, so it is read before one is made.
 pub(super) fn private_key(access: &GuestAccess) -> Result<Option<Arc<PrivateKey>>, ChannelError> {

@@ -7,7 +7,7 @@ use crate::cancel::Cancel;
 use crate::failure::{self, Stop};
 use crate::guest_session::{Inside, Pulse};
 use crate::order::Work;
-use crate::reporter::StepOutcome;
+use crate::reporter::{StepOutcome, counted, millis};
 use lull_engine::consistency::SnapshotEvidence;
 use lull_engine::failover::FailureClass;
 use lull_engine::session::Hop;
@@ -76,7 +76,7 @@ impl Run<'_> {
         reporter.hold_back();
         let frozen_line = |frozen: &Frozen| {
             let slowest_us = frozen.superblocks.iter().map(|(_, us)| *us).max().unwrap_or(0);
-            format!("{} file systems, the slowest in {slowest_us} µs", frozen.superblocks.len())
+            format!("{}, the slowest in {}", counted(frozen.superblocks.len(), "file system"), millis(slowest_us))
         };
         let told = reporter.clone();
         let (snapshot_began, thaw_began) = (OnceLock::new(), OnceLock::new());
@@ -197,7 +197,7 @@ impl InsideOutput {
             InsideOutput::Snapshot(Ok(Some(taken))) => {
                 *evidence = SnapshotEvidence { taken: true, atomic: taken.atomic };
                 let stopped = if taken.vm_was_stopped { ", the VM stood still for it" } else { "" };
-                Ok(format!("{} in {} µs{stopped}", taken.disks.join(", "), taken.window_us))
+                Ok(format!("{} in {}{stopped}", taken.disks.join(", "), millis(taken.window_us)))
             }
             InsideOutput::Snapshot(Ok(None)) => Ok("none".into()),
             InsideOutput::Snapshot(Err(e)) => Err(failure::of_hypervisor(Step::Snapshot, &e).into()),

@@ -27,7 +27,6 @@ pub async fn embedded(config: ProxyConfig) -> (ProxyClient<Channel>, tokio::task
 }
 
 /// A task under way.
-#[allow(dead_code)]
 pub struct Running {
     pub words: mpsc::Sender<v1::ToTask>,
     events: tonic::Streaming<v1::TaskEvent>,
@@ -35,7 +34,6 @@ pub struct Running {
     seq: u64,
 }
 
-#[allow(dead_code)]
 impl Running {
     pub async fn start(client: &mut ProxyClient<Channel>, order: v1::TaskOrder) -> Running {
         let (words, receiver) = mpsc::channel(16);

@@ -45,13 +45,11 @@ impl Guest {
     }
 
     /// The folder of its sockets: a QEMU host.
-    #[allow(dead_code)]
     pub fn folder(&self) -> &PathBuf {
         &self.folder
     }
 
     /// Its name: that of the VM on that host.
-    #[allow(dead_code)]
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -62,7 +60,6 @@ impl Guest {
     }
 
     /// Lines of the guest's log that hold `pattern`.
-    #[allow(dead_code)]
     pub fn log_count(&self, pattern: &str) -> usize {
         let command =
             format!("(cat /var/log/syslog 2>/dev/null || journalctl --no-pager) | grep -c -- '{pattern}'; true");
@@ -88,7 +85,6 @@ impl Guest {
     }
 
     /// The same for a call to a proxy.
-    #[allow(dead_code)]
     pub fn target(&self) -> lull_proxy_wire::v1::GuestTarget {
         use lull_proxy_wire::v1;
         let pem = std::fs::read_to_string(testbed_folder().join("keys/id_test")).unwrap();
@@ -106,7 +102,6 @@ impl Guest {
     }
 
     /// The guest's VM on its QEMU host.
-    #[allow(dead_code)]
     pub fn hypervisor(&self, fleecing: &std::path::Path) -> lull_proxy_wire::v1::HypervisorTarget {
         use lull_proxy_wire::v1;
         let qemu = v1::QemuTarget {

@@ -53,6 +53,41 @@ fn a_guest_with_systemd_always_comes_back() {
     both_killed(&guest);
 }
 
+#[test]
+fn a_guest_with_lvm_xfs_and_an_esp_freezes_all_but_the_esp() {
+    let guest = Guest::boot("full");
+    let mut component = guest.component("root");
+    let Ok(Answer::Inventory(found)) = component.ask(Command::Inventory) else { panic!("no inventory") };
+    let at = |place: &str| {
+        let here = |fs: &&FileSystem| fs.mount_points.iter().any(|point| point == place);
+        found
+            .file_systems
+            .iter()
+            .find(here)
+            .unwrap_or_else(|| panic!("nothing at {place}: {:?}", found.file_systems))
+            .clone()
+    };
+    let disks = |place: &str| (at(place).disks.join(" "), at(place).on_vm_disks);
+    assert_eq!(disks("/"), ("vda".into(), true));
+    assert_eq!(disks("/srv"), ("vdb".into(), true), "through LVM");
+    assert_eq!(disks("/srv/data"), ("vdb".into(), true));
+    assert_eq!(disks("/boot/efi"), ("vdb".into(), true), "through a partition");
+    assert_eq!(at("/srv/data").superblock, at("/mnt/bind").superblock, "a bind mount is no second file system");
+    assert!(matches!(at("/boot/efi").freezable, Freezable::No(why) if why.starts_with("vfat")));
+    let armed = component.arm(1, 10_000, 30_000);
+    assert_eq!(armed.plan, ["/srv/data", "/srv", "/"].map(|place| at(place).superblock));
+    let frozen = component.freeze(1);
+    guest.sh("for f in /probe /srv/probe /srv/data/probe; do touch $f & done; touch /boot/efi/probe; sleep 1");
+    assert_eq!(guest.sh("ls /probe /srv/probe /srv/data/probe 2>/dev/null; ls /boot/efi/probe"), "/boot/efi/probe");
+    let thawed = component.thaw(1);
+    assert!(thawed.no_gap, "{:?}", thawed.gaps);
+    assert_eq!(guest.sh("wait; ls /probe /srv/probe /srv/data/probe").lines().count(), 3, "written after the thaw");
+    component.bye();
+    guest.nothing_left();
+    let each: Vec<_> = frozen.superblocks.iter().map(|(superblock, us)| format!("{superblock} {us} us")).collect();
+    println!("frozen for {} ms; FIFREEZE: {}", thawed.frozen_us / 1_000, each.join(", "));
+}
+
 fn inventory(guest: &Guest) {
     let mut component = guest.component("root");
     let Ok(Answer::Inventory(found)) = component.ask(Command::Inventory) else { panic!("no inventory") };

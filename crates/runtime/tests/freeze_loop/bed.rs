@@ -1,5 +1,5 @@
 //! A host of its own on the machine's kernel: `pivot_root` into an ext4 image, with an xfs at /data, an ext4 nested in it, a bind
-//! mount, and optionally a file system at /slow whose disk can be stopped.
+//! mount of it, an ext4 at /inner whose image lies in /data, and optionally a file system at /slow whose disk can be stopped.
 //!
 //! The guard: no file system of this machine's own can be seen in there; [`Bed::new`] checks it, and every component is told
 //! the machine's superblocks as untouchable. Everything is mounted in private namespaces, so it is gone with the processes.
@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-pub const TARGETS: [&str; 3] = ["/", "/data", "/data/nested"];
+pub const TARGETS: [&str; 4] = ["/", "/data", "/data/nested", "/inner"];
 
 pub struct Bed {
     holder: Child,
@@ -79,6 +79,7 @@ impl Bed {
              mount -t tmpfs -o mode=755 tmpfs m/run
              mount -o loop data.img m/data; mkdir -p m/data/nested m/data/sub; mount -o loop nested.img m/data/nested
              mount --bind m/data/sub m/bind; {slow_mount}
+             truncate -s 32M m/data/inner.img; mkfs.ext4 -q -F m/data/inner.img; mount -o loop m/data/inner.img m/inner
              cd m; pivot_root . old; exec /bin/sh -c 'umount -l /old; echo ready; exec sleep 100000'",
             dir.display()
         );
@@ -190,6 +191,16 @@ impl Bed {
 
     pub fn start_slow_disk(&self) {
         kernel::thaw(self.under_slow.as_ref().unwrap().as_fd()).unwrap();
+    }
+
+    /// Makes every later write to this ext4 fail, its freeze too.
+    pub fn break_file_system(&self, place: &str) {
+        /// `EXT4_IOC_SHUTDOWN`, `_IOR('X', 125, u32)`.
+        const SHUTDOWN: libc::Ioctl = 0x8004_587D_u32 as libc::Ioctl;
+        let without_log_flush = 2u32;
+        // SAFETY: the ioctl reads one u32.
+        let done = unsafe { libc::ioctl(self.place(place).as_raw_fd(), SHUTDOWN, &raw const without_log_flush) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
     }
 
     /// Processes in the host other than its holder: pid and name.

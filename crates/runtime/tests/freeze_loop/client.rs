@@ -143,7 +143,13 @@ impl Drop for Component {
     fn drop(&mut self) {
         self.to = None;
         let _ = self.process.kill();
-        let _ = self.process.wait();
+        // Not for ever: in a failed test it may hang in the kernel, until the host's own drop thaws.
+        for _ in 0..100 {
+            if !matches!(self.process.try_wait(), Ok(None)) {
+                return;
+            }
+            kernel::sleep_ms(20);
+        }
     }
 }
 

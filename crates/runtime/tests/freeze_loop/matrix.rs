@@ -231,7 +231,10 @@ fn both_killed() -> Outcome {
     let path = deploy(&bed);
     let output = bed.command(&path).arg("thaw").args(crate::bed::TARGETS).output().unwrap();
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "/: thawed\n/data: thawed\n/data/nested: thawed\n");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "/: thawed\n/data: thawed\n/data/nested: thawed\n/inner: thawed\n"
+    );
     let took_ms = thawed_after(ladder, &hanging, THAW_WITHIN_MS);
     std::fs::remove_dir_all(bed.path(&path).parent().unwrap()).unwrap();
     nothing_left(&bed);

@@ -24,15 +24,17 @@ fn a_file_created_while_frozen_hangs_and_appears_after_the_thaw() {
     assert!(data.size_bytes > 400 << 20 && data.free_bytes > 0);
 
     let armed = component.arm(7, 5_000, 30_000);
-    assert_eq!(armed.plan, ["/data/nested", "/data", "/"].map(|place| bed.superblock(place)));
+    let inner = inventory.file_systems.iter().find(|fs| fs.superblock == bed.superblock("/inner")).unwrap();
+    assert_eq!(inner.inside, Some(data.superblock), "its image lies in /data");
+    assert_eq!(armed.plan, ["/inner", "/data/nested", "/data", "/"].map(|place| bed.superblock(place)));
     let frozen = component.freeze(7);
-    assert_eq!(frozen.superblocks.len(), 3);
+    assert_eq!(frozen.superblocks.len(), 4);
     let files = bed.create_files_that_hang("plain");
     let thawed = component.thaw(7);
     assert!(thawed.no_gap, "{:?}", thawed.gaps);
     assert!(thawed.superblocks.iter().all(|thaw| thaw.result == ThawResult::Thawed));
     let order: Vec<&str> = thawed.superblocks.iter().map(|thaw| thaw.mount_point.as_str()).collect();
-    assert_eq!(order, ["/", "/bind", "/data/nested"]);
+    assert_eq!(order, ["/", "/bind", "/data/nested", "/inner"]);
     assert!(thawed.frozen_us >= 120_000);
     for (place, when) in files {
         when.recv_timeout(Duration::from_secs(2)).unwrap_or_else(|_| panic!("{place} did not thaw"));
@@ -104,7 +106,7 @@ fn an_excluded_file_system_takes_writes_while_the_others_are_frozen() {
         exclude_mount_points: vec!["/data/nested".into(), "/nowhere".into()],
     };
     let Ok(Answer::Armed(armed)) = component.ask(Command::Arm(order)) else { panic!("not armed") };
-    assert_eq!(armed.plan, ["/data", "/"].map(|place| bed.superblock(place)));
+    assert_eq!(armed.plan, ["/inner", "/data", "/"].map(|place| bed.superblock(place)));
     assert!(armed.notes.iter().any(|note| note.starts_with("/nowhere is excluded")), "{:?}", armed.notes);
     component.freeze(1);
     bed.create_file("/data/nested/excluded").recv_timeout(Duration::from_secs(2)).expect("excluded, so writable");
@@ -117,17 +119,37 @@ fn somebody_elses_freeze_is_refused_and_left_alone() {
     let bed = Bed::new();
     let mut component = start(&bed);
     component.arm(1, 5_000, 30_000);
-    kernel::freeze(bed.place("/data").as_fd()).unwrap();
+    kernel::freeze(bed.place("/data/nested").as_fd()).unwrap();
     let refusal = component.ask(Command::Freeze(FreezeId(1))).unwrap_err();
     assert_eq!(refusal.kind, RefusalKind::SomebodyElse, "{refusal:?}");
     let of = |place: &str| {
         let superblock = bed.superblock(place);
         refusal.superblocks.iter().find(|thaw| thaw.superblock == superblock).unwrap().result.clone()
     };
-    assert_eq!(of("/data"), ThawResult::SomebodyElse);
-    assert_eq!(of("/data/nested"), ThawResult::Thawed);
+    assert_eq!(of("/data/nested"), ThawResult::SomebodyElse);
+    assert_eq!(of("/inner"), ThawResult::Thawed);
     assert_eq!(of("/"), ThawResult::NotFrozen);
-    assert_eq!(kernel::thaw(bed.place("/data").as_fd()), Ok(()), "it must still have been frozen");
+    assert_eq!(kernel::thaw(bed.place("/data/nested").as_fd()), Ok(()), "it must still have been frozen");
+    component.bye();
+    assert!(bed.leftovers().is_empty(), "{:?}", bed.leftovers());
+}
+
+#[test]
+fn a_freeze_that_fails_half_way_is_undone() {
+    let bed = Bed::new();
+    let mut component = start(&bed);
+    component.arm(1, 5_000, 30_000);
+    bed.break_file_system("/");
+    let refusal = component.ask(Command::Freeze(FreezeId(1))).unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::FreezeFailed, "{refusal:?}");
+    let results: Vec<_> = refusal.superblocks.iter().map(|thaw| &thaw.result).collect();
+    assert!(matches!(results[0], ThawResult::FreezeFailed(why) if why.contains("Input/output error")), "{results:?}");
+    assert_eq!(results[1..], [&ThawResult::Thawed; 3], "the others were frozen before");
+    for place in ["/data", "/data/nested", "/inner"] {
+        let file = bed.create_file(&format!("{place}/after"));
+        file.recv_timeout(Duration::from_secs(2)).unwrap_or_else(|_| panic!("{place} did not thaw"));
+    }
+    assert!(!component.thaw(1).no_gap);
     component.bye();
     assert!(bed.leftovers().is_empty(), "{:?}", bed.leftovers());
 }

@@ -2,7 +2,7 @@
 
 use super::answer::{Answer, bad_value};
 use super::body::Body;
-use super::names::{JOB, Place, checked, find, find_vm};
+use super::names::{JOB, Place, VmIndex, checked, find};
 use super::{guest_settings, repositories, view};
 use crate::infrastructure::snapshot;
 use crate::runner::begin;
@@ -171,7 +171,8 @@ async fn scope(server: &Server, names: &[String]) -> Answer<Vec<VmId>> {
         return Err(bad_value("vms", format!("at most {VMS_MAX}")));
     }
     let vms = server.store.vms().await?;
-    names.iter().map(|name| find_vm(Place::Body, name, vms.clone()).map(|vm| VmId(vm.id))).collect()
+    let index = VmIndex::new(&vms);
+    names.iter().map(|name| index.find(Place::Body, name).map(|vm| VmId(vm.id))).collect()
 }
 
 /// The warnings, where there are no errors.
@@ -204,12 +205,8 @@ async fn findings(server: &Server, job: &StoredJob) -> Answer<JobValidation> {
 
 async fn shown(server: &Server, job: &StoredJob) -> Answer<Job> {
     let vms = server.store.vms().await?;
-    let ambiguous = |name: &str| vms.iter().filter(|vm| vm.name == name).count() > 1;
-    let vm_name = |id: &VmId| match vms.iter().find(|vm| vm.id == id.0) {
-        Some(vm) if ambiguous(&vm.name) => format!("{}/{}", vm.host_name, vm.name),
-        Some(vm) => vm.name.clone(),
-        None => id.to_string(),
-    };
+    let index = VmIndex::new(&vms);
+    let vm_name = |id: &VmId| index.shortest_name(id.0).unwrap_or_else(|| id.to_string());
     let servers = server.store.servers().await?;
     let repositories = server.store.repositories().await?;
     let repository = repositories.into_iter().find(|r| r.id == job.repository);

@@ -4,6 +4,7 @@ use super::answer::{Fault, bad_value};
 use super::shortened;
 use crate::store::infrastructure::VmRow;
 use lull_api::Problem;
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// Names listed where a name is unknown.
@@ -65,28 +66,60 @@ pub fn find<T>(
     }
 }
 
-/// The VM of this name, `HOST/NAME` or id.
-pub fn find_vm(place: Place, wanted: &str, vms: Vec<VmRow>) -> Result<VmRow, Fault> {
-    let id = wanted.parse::<Uuid>().ok();
-    let full = |vm: &VmRow| format!("{}/{}", vm.host_name, vm.name);
-    let exact = vms.iter().position(|vm| Some(vm.id) == id || full(vm) == wanted);
-    let named: Vec<usize> = vms.iter().enumerate().filter(|(_, vm)| vm.name == wanted).map(|(i, _)| i).collect();
-    let index = match (exact, named.as_slice()) {
-        (Some(index), _) => index,
-        (None, [index]) => *index,
-        (None, []) => {
-            let names = vms.iter().map(|vm| vm.name.clone()).collect();
-            return Err(unknown(VM, place, wanted, names));
+/// VMs by every name that may be used for them.
+pub struct VmIndex<'a> {
+    vms: &'a [VmRow],
+    exact: BTreeMap<String, usize>,
+    by_name: BTreeMap<&'a str, Vec<usize>>,
+}
+
+impl<'a> VmIndex<'a> {
+    /// Of all VMs.
+    pub fn new(vms: &'a [VmRow]) -> Self {
+        let (mut exact, mut by_name) = (BTreeMap::new(), BTreeMap::<&str, Vec<usize>>::new());
+        for (index, vm) in vms.iter().enumerate() {
+            exact.insert(vm.id.to_string(), index);
+            exact.insert(full_name(vm), index);
+            by_name.entry(&vm.name).or_default().push(index);
         }
-        (None, several) => {
-            let names: Vec<String> = several.iter().map(|i| full(&vms[*i])).collect();
-            let problem = Problem::new(409, "ambiguous-vm", format!("{} hosts have a VM {wanted}", names.len()))
-                .remedy(format!("say which: {}", listed(&names)));
-            return Err(problem.into());
+        VmIndex { vms, exact, by_name }
+    }
+
+    /// A VM's name, with its host's where two hosts have that name.
+    pub fn shortest_name(&self, id: Uuid) -> Option<String> {
+        let vm = &self.vms[*self.exact.get(&id.to_string())?];
+        let alone = self.by_name.get(vm.name.as_str()).is_some_and(|several| several.len() == 1);
+        Some(if alone { vm.name.clone() } else { full_name(vm) })
+    }
+
+    /// The VM of this name, `HOST/NAME` or id.
+    pub fn find(&self, place: Place, wanted: &str) -> Result<&'a VmRow, Fault> {
+        if let Some(index) = self.exact.get(wanted) {
+            return Ok(&self.vms[*index]);
         }
-    };
-    let what = "the VM was found a moment ago";
-    vms.into_iter().nth(index).ok_or_else(|| Problem::new(500, "internal", what).into())
+        match self.by_name.get(wanted).map(Vec::as_slice) {
+            Some([index]) => Ok(&self.vms[*index]),
+            None | Some([]) => {
+                let names = self.by_name.keys().map(|name| name.to_string()).collect();
+                Err(unknown(VM, place, wanted, names))
+            }
+            Some(several) => {
+                let names: Vec<String> = several.iter().map(|index| full_name(&self.vms[*index])).collect();
+                let problem = Problem::new(409, "ambiguous-vm", format!("{} hosts have a VM {wanted}", names.len()))
+                    .remedy(format!("say which: {}", listed(&names)));
+                Err(problem.into())
+            }
+        }
+    }
+}
+
+/// The VM of this name, `HOST/NAME` or id, where only one is looked for.
+pub fn find_vm(place: Place, wanted: &str, vms: &[VmRow]) -> Result<VmRow, Fault> {
+    VmIndex::new(vms).find(place, wanted).cloned()
+}
+
+fn full_name(vm: &VmRow) -> String {
+    format!("{}/{}", vm.host_name, vm.name)
 }
 
 /// What is unknown and what there is, nearest names first.
@@ -202,10 +235,10 @@ mod tests {
     #[test]
     fn two_hosts_may_have_a_vm_of_the_same_name() {
         let vms = vec![vm("a", "db"), vm("b", "db"), vm("b", "web")];
-        assert_eq!(find_vm(Place::Path, "web", vms.clone()).unwrap().host_name, "b");
-        assert_eq!(find_vm(Place::Path, "b/db", vms.clone()).unwrap().id, vms[1].id);
-        assert_eq!(find_vm(Place::Path, &vms[0].id.to_string(), vms.clone()).unwrap().host_name, "a");
-        let fault = find_vm(Place::Path, "db", vms).unwrap_err();
+        assert_eq!(find_vm(Place::Path, "web", &vms).unwrap().host_name, "b");
+        assert_eq!(find_vm(Place::Path, "b/db", &vms).unwrap().id, vms[1].id);
+        assert_eq!(find_vm(Place::Path, &vms[0].id.to_string(), &vms).unwrap().host_name, "a");
+        let fault = find_vm(Place::Path, "db", &vms).unwrap_err();
         assert_eq!((fault.0.status, fault.0.remedy.unwrap().as_str()), (409, "say which: a/db, b/db"));
     }
 

@@ -32,7 +32,7 @@ pub struct Which {
 pub async fn list(State(server): State<Arc<Server>>, Params(which): Params<Which>) -> Answer<Json<Vec<RestorePoint>>> {
     let mut points = server.store.restore_points(None).await?;
     if let Some(wanted) = which.vm {
-        match find_vm(Place::Body, &wanted, server.store.vms().await?) {
+        match find_vm(Place::Body, &wanted, &server.store.vms().await?) {
             Ok(vm) => points.retain(|point| point.vm == vm.id),
             // Restore points outlive their VMs.
             Err(fault) if fault.0.code == "unknown-vm" && points.iter().any(|point| point.vm_name == wanted) => {

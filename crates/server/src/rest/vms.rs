@@ -22,6 +22,7 @@ use lull_engine::infrastructure::Platform;
 use lull_engine::selection::{Request, select};
 use lull_engine::settings::{ApplicationAware, GuestProcessing, ProxyPolicy};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -33,11 +34,9 @@ const ADDRESSES_MAX: usize = 64;
 #[utoipa::path(get, path = "/vms", tag = "VMs", responses((status = 200, body = Vec<Vm>)))]
 pub async fn list(State(server): State<Arc<Server>>) -> Answer<Json<Vec<Vm>>> {
     look::freshen(&server).await?;
-    let mut vms = Vec::new();
-    for row in server.store.vms().await? {
-        vms.push(shown(&server, row).await?);
-    }
-    Ok(Json(vms))
+    let names = Names::read(&server).await?;
+    let vms = server.store.vms().await?;
+    Ok(Json(vms.into_iter().map(|row| names.shown(row)).collect()))
 }
 
 /// One VM.
@@ -46,7 +45,7 @@ pub async fn list(State(server): State<Arc<Server>>) -> Answer<Json<Vec<Vm>>> {
 pub async fn get(State(server): State<Arc<Server>>, Path(vm): Path<String>) -> Answer<Json<Vm>> {
     look::freshen(&server).await?;
     let row = named(&server, &vm).await?;
-    Ok(Json(shown(&server, row).await?))
+    Ok(Json(Names::read(&server).await?.shown(row)))
 }
 
 /// Changes what is known of a VM's guest.
@@ -82,7 +81,7 @@ pub async fn change(
         Some(_) => return Err(bad_value("guest_os", "must be linux, windows or empty")),
     }
     server.store.update_vm(&row).await?;
-    Ok(Json(shown(&server, row).await?))
+    Ok(Json(Names::read(&server).await?.shown(row)))
 }
 
 /// A person accepts the host key that the guest showed in place of the pinned one.
@@ -116,7 +115,7 @@ pub async fn accept_host_key(
             return Err(problem.into());
         }
     }
-    Ok(Json(shown(&server, row).await?))
+    Ok(Json(Names::read(&server).await?.shown(row)))
 }
 
 /// Of which job the policy counts.
@@ -230,30 +229,38 @@ async fn start(
 
 /// The VM that a path names.
 pub async fn named(server: &Server, wanted: &str) -> Answer<VmRow> {
-    find_vm(Place::Path, wanted, server.store.vms().await?)
+    find_vm(Place::Path, wanted, &server.store.vms().await?)
 }
 
-async fn shown(server: &Server, row: VmRow) -> Answer<Vm> {
-    let credential = match row.credential {
-        None => None,
-        Some(id) => server.store.credentials().await?.into_iter().find(|c: &_| c.id == id).map(|c| c.name),
-    };
-    Ok(Vm {
-        id: row.id,
-        name: row.name,
-        host: row.host_name,
-        guest_os: row.guest_os.map(|os| platform_name(os).to_string()),
-        addresses: row.addresses,
-        connect: row.connect,
-        credential,
-        host_key: pinned(server, row.id).await?,
-        state: row.state,
-        disks: row.disks,
-    })
+/// What is shown of a VM and stands in other tables.
+struct Names {
+    credentials: BTreeMap<Uuid, String>,
+    pinned: BTreeMap<Uuid, String>,
 }
 
-async fn pinned(server: &Server, vm: Uuid) -> Answer<Option<String>> {
-    Ok(server.store.host_keys(vm).await?.0.map(|key| key.fingerprint))
+impl Names {
+    async fn read(server: &Server) -> Answer<Self> {
+        let credentials = server.store.credentials().await?;
+        Ok(Names {
+            credentials: credentials.into_iter().map(|row| (row.id, row.name)).collect(),
+            pinned: server.store.pinned_fingerprints().await?,
+        })
+    }
+
+    fn shown(&self, row: VmRow) -> Vm {
+        Vm {
+            id: row.id,
+            name: row.name,
+            host: row.host_name,
+            guest_os: row.guest_os.map(|os| platform_name(os).to_string()),
+            addresses: row.addresses,
+            connect: row.connect,
+            credential: row.credential.and_then(|id| self.credentials.get(&id).cloned()),
+            host_key: self.pinned.get(&row.id).cloned(),
+            state: row.state,
+            disks: row.disks,
+        }
+    }
 }
 
 fn checked_addresses(addresses: Vec<String>) -> Answer<Vec<String>> {

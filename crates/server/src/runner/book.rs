@@ -153,7 +153,9 @@ impl Book {
         }
 
         let session = open.row.session;
-        let session_state = pages.sessions.get(&session).map(|page| {
+        // Only a task that closes can end its session.
+        let closed = state.outcome().is_some();
+        let session_state = pages.sessions.get(&session).filter(|_| closed).map(|page| {
             let states = page.tasks.iter().map(|(id, old)| if *id == task { &state } else { old });
             let counts = count(states);
             advance_session(&page.state, &SessionEvent::TasksChanged { counts }, now)
@@ -169,13 +171,12 @@ impl Book {
         let published = self.store.write(session, &writes, now).await?;
 
         // Written: now the book may say so too.
-        let over = state.outcome().is_some();
         if let Some(page) = pages.sessions.get_mut(&session) {
             for (_, known) in page.tasks.iter_mut().filter(|(id, _)| *id == task) {
                 *known = state.clone();
             }
         }
-        if over {
+        if closed {
             pages.tasks.remove(&task);
             self.hub.forget_progress(task);
         } else if let Some(open) = pages.tasks.get_mut(&task) {

@@ -65,6 +65,7 @@ async fn look(server: &Arc<Server>, told: &mut BTreeSet<Uuid>) -> Result<u64, St
         .filter(|task| !matches!(task.row.state, TaskState::Waiting { .. }))
         .map(|task| (task.row.vm, task.row.session))
         .collect();
+    let vms: BTreeMap<Uuid, &Vm> = infrastructure.vms.iter().map(|vm| (vm.id.0, vm)).collect();
     let mut queue = Vec::new();
     for open in &tasks {
         let TaskState::Waiting { since, tried, .. } = &open.row.state else { continue };
@@ -74,11 +75,11 @@ async fn look(server: &Arc<Server>, told: &mut BTreeSet<Uuid>) -> Result<u64, St
             }
             continue;
         }
-        let Some(vm) = infrastructure.vms.iter().find(|vm| vm.id.0 == open.row.vm) else {
+        let Some(vm) = vms.get(&open.row.vm) else {
             nobody(server, open, "the VM is no longer in the infrastructure".into(), None).await;
             continue;
         };
-        let task = Waiting { open: open.clone(), vm: vm.clone(), since: *since, tried: tried.clone() };
+        let task = Waiting { open: open.clone(), vm: (*vm).clone(), since: *since, tried: tried.clone() };
         let needs_guest = open.row.work.settings.application_aware != ApplicationAware::Disabled;
         if needs_guest || open.row.work.kind != SessionKind::Backup {
             queue.push(task);
@@ -127,7 +128,8 @@ async fn assign(
         spill_after_ms: SPILL_AFTER_MS,
     };
     let plan = dispatch(&situation, &waiting, infrastructure.now);
-    let find = |id: TaskId| queue.iter().find(|task| task.open.row.id == id.0);
+    let by_id: BTreeMap<Uuid, &Waiting> = queue.iter().map(|task| (task.open.row.id, task)).collect();
+    let find = |id: TaskId| by_id.get(&id.0).copied();
     for assignment in &plan.assignments {
         let to = infrastructure.servers.iter().find(|s| s.id == assignment.server);
         if let (Some(task), Some(to)) = (find(assignment.task), to) {

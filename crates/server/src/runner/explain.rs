@@ -8,18 +8,16 @@ use lull_engine::selection::{Decision, Judgement, Tier};
 /// The engine's decision, every server with the reason for or against it.
 pub fn explanation(decision: &Decision, servers: &[ManagedServer]) -> ProxyExplanation {
     let running = |id: ServerId| servers.iter().find(|s| s.id == id).map_or(0, |s| s.running_tasks);
-    let chosen = decision.chosen.iter().map(|chosen| ProxyCandidate {
+    let why = decision.chosen.as_ref().map(|chosen| {
+        let (tasks, slots) = (chosen.running_tasks, chosen.slots);
+        format!("{}, over {}; {tasks} of {slots} slots in use", words(chosen.tier), chosen.channel)
+    });
+    let chosen = decision.chosen.iter().zip(&why).map(|(chosen, why)| ProxyCandidate {
         name: chosen.name.clone(),
         chosen: true,
         tier: Some(chosen.tier.number()),
         running_tasks: chosen.running_tasks,
-        reason: format!(
-            "chosen: {}, over {}; {} of {} slots in use",
-            words(chosen.tier),
-            chosen.channel,
-            chosen.running_tasks,
-            chosen.slots
-        ),
+        reason: format!("chosen: {why}"),
     });
     let others = decision.others.iter().map(|other| ProxyCandidate {
         name: other.name.clone(),
@@ -37,7 +35,7 @@ pub fn explanation(decision: &Decision, servers: &[ManagedServer]) -> ProxyExpla
         vm: decision.vm_name.clone(),
         chosen: decision.chosen.as_ref().map(|chosen| chosen.name.clone()),
         tier: decision.chosen.as_ref().map(|chosen| chosen.tier.number()),
-        summary: head.to_string(),
+        summary: why.clone().unwrap_or_else(|| head.to_string()),
         candidates: chosen.chain(others).collect(),
     }
 }

@@ -6,6 +6,7 @@
 use super::actions::record;
 use super::book::{Happening, OpenTask, thaw_by_hand};
 use super::order::{self, NoOrder};
+use super::report;
 use crate::proxies::ProxyLink;
 use crate::server::Server;
 use crate::store::StoreError;
@@ -50,9 +51,10 @@ pub async fn recover_guest(server: &Arc<Server>, task: Uuid, epoch: u64, last_pr
         // Without guest processing nothing of ours was ever in the guest.
         Ok(targets) if targets.guest.is_none() => Ok(None),
         Ok(targets) => {
+            let pinned = targets.pinned.clone();
             let order =
                 v1::RecoverOrder { guest: targets.guest, maybe_frozen: hold.owed.frozen, ..empty_order(&open, epoch) };
-            attempt(server, &open, last_proxy, order).await.and_then(|receipt| {
+            attempt(server, &open, last_proxy, order, pinned.as_deref()).await.and_then(|receipt| {
                 if receipt.guest_checked && receipt.left_in_guest.is_empty() {
                     Ok(Some(receipt))
                 } else if receipt.guest_checked {
@@ -91,7 +93,7 @@ async fn sweep(server: &Arc<Server>, open: &OpenTask, hold: &Hold, epoch: u64) -
         bitmaps_owed,
         ..empty_order(open, epoch)
     };
-    let receipt = attempt(server, open, hold.proxy, order).await?;
+    let receipt = attempt(server, open, hold.proxy, order, None).await?;
     if receipt.hypervisor_checked && receipt.left_in_hypervisor.is_empty() {
         Ok(Some(receipt))
     } else if receipt.hypervisor_checked {
@@ -124,6 +126,7 @@ async fn attempt(
     open: &OpenTask,
     last_proxy: ServerId,
     order: v1::RecoverOrder,
+    pinned: Option<&str>,
 ) -> Result<v1::Receipt, String> {
     let online = |link: &&ProxyLink| link.health().online;
     let link = server
@@ -133,7 +136,7 @@ async fn attempt(
         .or_else(|| server.proxies.backup_server().filter(online))
         .or_else(|| server.proxies.all().find(online))
         .ok_or("no proxy is online")?;
-    let call = hear(server, open, link, order);
+    let call = hear(server, open, link, order, pinned);
     tokio::select! {
         result = tokio::time::timeout(Duration::from_millis(ATTEMPT_MS_MAX), call) => {
             result.unwrap_or_else(|_| Err(format!("it took longer than {} s", ATTEMPT_MS_MAX / 1_000)))
@@ -147,6 +150,7 @@ async fn hear(
     open: &OpenTask,
     link: &ProxyLink,
     order: v1::RecoverOrder,
+    pinned: Option<&str>,
 ) -> Result<v1::Receipt, String> {
     let broke = |status: tonic::Status| format!("{}: {}", link.server.name, status.message());
     let mut stream = link.client().recover(order).await.map_err(broke)?.into_inner();
@@ -161,7 +165,12 @@ async fn hear(
             }
             Some(Event::Note(v1::Note { level, text })) => EventKind::Note { level, text },
             Some(Event::Thawed(thawed)) => EventKind::Thawed { window_us: thawed.window_us, no_gap: thawed.no_gap },
-            Some(Event::Progress(_) | Event::HostKeySeen(_) | Event::HoldReady(_) | Event::Frozen(_)) => continue,
+            Some(Event::HostKeySeen(seen)) => {
+                // A changed key must be known, or nobody could accept it.
+                record(server, open.row.id, report::host_key(open.row.vm, pinned, seen)).await;
+                continue;
+            }
+            Some(Event::Progress(_) | Event::HoldReady(_) | Event::Frozen(_)) => continue,
         };
         record(server, open.row.id, Happening { told: vec![told], ..Default::default() }).await;
     }

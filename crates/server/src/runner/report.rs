@@ -81,9 +81,7 @@ pub fn happening(task: &TaskRow, sent: &Sent, heard: &mut Heard, event: Event, n
             happening.told.push(EventKind::Note { level: note.level, text: note.text });
         }
         Event::HostKeySeen(seen) => {
-            let key = seen.key.unwrap_or_default();
-            let key = HostKeyRow { algorithm: key.algorithm, fingerprint: key.fingerprint, public_key: key.public_key };
-            happening = host_key(task.vm, sent, key);
+            happening = host_key(task.vm, sent.pinned.as_deref(), seen);
         }
         Event::HoldReady(ready) => {
             heard.hold_ready = true;
@@ -104,20 +102,21 @@ pub fn happening(task: &TaskRow, sent: &Sent, heard: &mut Heard, event: Event, n
 }
 
 /// A key is pinned only where none was; any other that is not the pinned one waits for a person.
-fn host_key(vm: Uuid, sent: &Sent, key: HostKeyRow) -> Happening {
-    let mut happening = Happening::default();
-    let text = match &sent.pinned {
-        Some(pinned) if *pinned == key.fingerprint => {
-            happening.writes.push(Write::HostKeyFits { vm });
-            return happening;
+pub fn host_key(vm: Uuid, pinned: Option<&str>, seen: v1::HostKeySeen) -> Happening {
+    let v1::HostKey { algorithm, fingerprint, public_key } = seen.key.unwrap_or_default();
+    let (level, text) = match pinned {
+        Some(pinned) if pinned == fingerprint => {
+            return Happening { writes: vec![Write::HostKeyFits { vm }], ..Default::default() };
         }
-        Some(pinned) => format!("the guest shows the host key {}; the pinned one is {pinned}", key.fingerprint),
-        None => format!("first contact: the host key {} is pinned from now on", key.fingerprint),
+        Some(pinned) => ("warning", format!("the guest shows the host key {fingerprint}; the pinned one is {pinned}")),
+        None => ("info", format!("first contact: the host key {fingerprint} is pinned from now on")),
     };
-    let pin = sent.pinned.is_none();
-    happening.told.push(EventKind::Note { level: if pin { "info" } else { "warning" }.into(), text });
-    happening.writes.push(Write::HostKey { vm, pin, key });
-    happening
+    let key = HostKeyRow { algorithm, fingerprint, public_key };
+    Happening {
+        told: vec![EventKind::Note { level: level.into(), text }],
+        writes: vec![Write::HostKey { vm, pin: pinned.is_none(), key }],
+        ..Default::default()
+    }
 }
 
 /// The proxy's account of the end, with the restore point where there is one.

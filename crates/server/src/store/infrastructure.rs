@@ -4,6 +4,7 @@ use super::{Store, StoreError, json};
 use lull_engine::infrastructure::Platform;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// A managed server as stored; whether it is online is not.
@@ -264,6 +265,14 @@ impl Store {
             })
         };
         Ok((of(true), of(false)))
+    }
+
+    /// Fingerprint of every pinned host key, by VM.
+    pub async fn pinned_fingerprints(&self) -> Result<BTreeMap<Uuid, String>, StoreError> {
+        let sql = "SELECT vm, fingerprint FROM host_keys WHERE pinned = 1";
+        let rows = sqlx::query(sql).fetch_all(&self.readers).await;
+        let rows = rows.map_err(|e| self.failed("reading host keys", e))?;
+        rows.iter().map(|row| Ok((self.id(row, 0)?, row.get(1)))).collect()
     }
 
     /// A person accepts the key that was refused: it replaces the pinned one.

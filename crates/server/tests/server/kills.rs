@@ -3,7 +3,7 @@
 
 use crate::fake::Fake;
 use crate::harness::{Place, Server, furnish};
-use lull_api::infrastructure::RestorePoint;
+use lull_api::infrastructure::{AcceptHostKey, RestorePoint, Vm};
 use lull_api::job::GuestSettings;
 use lull_api::session::Session;
 use std::sync::atomic::Ordering;
@@ -114,4 +114,25 @@ async fn killed_while_recovering_it_recovers_again_under_a_new_number() {
     let epochs: Vec<u64> = fake.recoveries().iter().filter(|r| r.guest.is_some()).map(|r| r.epoch).collect();
     assert!(epochs.last() > epochs.first(), "{epochs:?}");
     assert!(!fake.world.frozen.load(Ordering::SeqCst));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_key_that_a_recovery_meets_can_be_accepted() {
+    let place = Place::new();
+    let fake = Fake::embedded();
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    furnish(&server, &place, &["db"], GuestSettings::default()).await;
+    fake.set(|script| script.hang_after = Some(12));
+    let id = server.run("j").await.summary.id;
+    server.until(id, "it is frozen", |s| s.tasks[0].steps.iter().any(|step| step.step == "freeze")).await;
+    server.kill().await;
+    fake.set(|script| {
+        script.host_key = "SHA256:second".into();
+        script.recoveries_fail = 1;
+    });
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    server.finished(id).await;
+    let accept = AcceptHostKey { fingerprint: "SHA256:second".into() };
+    let vm: Vm = server.client.post("/vms/db/accept-host-key", &accept).await.unwrap();
+    assert_eq!(vm.host_key.as_deref(), Some("SHA256:second"));
 }

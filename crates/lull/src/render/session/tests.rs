@@ -89,7 +89,7 @@ fn a_finished_session_is_a_tree_with_times() {
         "\
 Session 12  backup of job nightly  success  2026-03-01 11:59:46, 14.2 s
 └─ pg-demo  success
-   ├─ · proxy                      backup-server: the only proxy that is online
+   ├─ · proxy                      backup-server (tier 4): the only proxy that is online
    ├─ ✓ connect             41 ms  127.0.0.1:2222 as root
    ├─ ✓ freeze             2.1 ms  2 file systems
    ├─ ✓ snapshot           900 µs  1 disk, one instant
@@ -130,8 +130,8 @@ fn a_failure_names_hop_cause_and_remedy() {
         task_tree(&failed, &Look::plain(Some(76)), false, true),
         "\
 └─ pg-demo  failed
-   ├─ · proxy                      backup-server: the only proxy that is
-   │                               online
+   ├─ · proxy                      backup-server (tier 4): the only proxy
+   │                               that is online
    ├─ ✗ connect             5.0 s  no answer
    ├─ ✗ failure                    pg-demo: backup-server could not connect
    │                               to 10.0.0.5:22: connection refused
