@@ -24,4 +24,5 @@ suite sshd    root        'an OpenSSH server on loopback: logins, refusals, host
 suite channel root,guests  'SSH, elevation, deployment and receipt on real guests'          rust_target lull-proxy real_guest_ssh
 suite deploy  root,guests 'deployment without residue on a real guest, whatever its folders allow'       rust_target lull-proxy real_guest_deploy
 suite task root,guests     'whole tasks on a real guest, through the proxy'                 rust_target lull-proxy real_guest_task
+suite e2e root,guests      'the lull program on a real guest with bad luck of every kind: thawed, swept, the truth told' rust_table lull e2e
 suite demo guests          'the one command of the README, from nothing to proof'           ./demo --check
