@@ -153,7 +153,8 @@ async fn a_killed_component_and_watchdog_are_recovered_from_by_hand() {
     task.words.send(v1::ToTask { message: Some(Message::End(end)) }).await.unwrap();
     let finished = task.finished().await;
     assert_eq!(finished.outcome, "failed", "{}", task.words_told());
-    assert!(task.words_told().contains("by hand"), "{}", task.words_told());
+    println!("{}", task.words_told());
+    assert!(task.words_told().contains("by hand: 1 of 1"), "{}", task.words_told());
     assert_ne!(level(&finished), Some(ConsistencyLevel::Application));
     guest.ssh("timeout 10 sh -c 'echo alive >/root/alive && sync /root/alive && rm /root/alive'");
 
