@@ -43,6 +43,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let began = Instant::now();
+    world::end_with_signals();
     let mut world = World::begin();
     println!("guest, server and first restore point after {:.1} s", began.elapsed().as_secs_f64());
     let failed: Vec<&str> = chosen.iter().filter(|s| !holds(&mut world, s)).map(|s| s.name).collect();

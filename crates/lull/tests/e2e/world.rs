@@ -8,11 +8,13 @@ use crate::program::{Outcome, lull, signal, wait_for};
 use crate::qemu::Qmp;
 use lull_api::infrastructure::{RestorePoint, Vm};
 use lull_api::session::{Session, SessionSummary, Task};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
+use tokio::signal::unix::{self, SignalKind};
 
 /// Name of the VM.
 pub const VM: &str = "shop";
@@ -28,6 +30,34 @@ pub struct World {
     first: Option<(RestorePoint, Vec<(PathBuf, u64, SystemTime)>)>,
 }
 
+/// What a signal to the tests must end: folder of the guest, process id of the server.
+static STARTED: Mutex<(Option<PathBuf>, Option<u32>)> = Mutex::new((None, None));
+
+fn started<T>(with: impl FnOnce(&mut (Option<PathBuf>, Option<u32>)) -> T) -> T {
+    with(&mut STARTED.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Ctrl-C or SIGTERM ends the guest and the server too.
+pub fn end_with_signals() {
+    std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut interrupt = unix::signal(SignalKind::interrupt()).unwrap();
+            let mut terminate = unix::signal(SignalKind::terminate()).unwrap();
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        });
+        let (folder, server) = started(std::mem::take);
+        if let Some(pid) = server.and_then(|pid| Pid::from_raw(pid as i32)) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        if let Some(folder) = folder {
+            Guest { name: VM, folder: folder.join("vms"), port: 0 }.stop();
+            let _ = std::fs::remove_dir_all(&folder);
+        }
+        std::process::exit(130);
+    });
+}
+
 impl World {
     /// Boots the guest, starts the server, and takes the first restore point.
     pub fn begin() -> World {
@@ -36,6 +66,7 @@ impl World {
         for name in ["", "state", "repository", "vms", "fleecing"] {
             std::fs::create_dir_all(folder.join(name)).unwrap();
         }
+        started(|it| it.0 = Some(folder.clone()));
         let guest = Guest::boot(VM, folder.join("vms"));
         let mut world = World { folder, guest, server: None, listen: "127.0.0.1:0".into(), first: None };
         world.start_server();
@@ -83,6 +114,7 @@ impl World {
             .unwrap();
         let mut line = String::new();
         let out = child.stdout.take().unwrap();
+        started(|it| it.1 = Some(child.id()));
         self.server = Some(child);
         BufReader::new(out).read_line(&mut line).unwrap();
         let ready: serde_json::Value =
@@ -97,7 +129,15 @@ impl World {
     /// Kills it as nothing can be held back from.
     pub fn kill_server(&mut self) {
         self.signal_server(Signal::KILL);
-        let _ = self.server.take().map(|mut child| child.wait());
+        self.end_server();
+    }
+
+    fn end_server(&mut self) {
+        let Some(mut child) = self.server.take() else { return };
+        // Not waited for yet, so its id is still its own; one that is stopped or dead is killed all the same.
+        let _ = child.kill();
+        started(|it| it.1 = None);
+        let _ = child.wait();
     }
 
     /// Where its REST interface answers.
@@ -198,14 +238,6 @@ impl World {
         assert_eq!(&files_of(first), files, "the first restore point was touched");
     }
 
-    /// Removes all restore points but the first.
-    pub fn drop_later_points(&self) {
-        let first = &self.first.as_ref().expect("it was taken at the beginning").0;
-        for point in self.points().iter().filter(|point| point.id != first.id) {
-            self.lull(&["restore-point", "remove", &point.id.to_string()]).ok();
-        }
-    }
-
     pub fn verify_first(&self) {
         let first = &self.first.as_ref().expect("it was taken at the beginning").0;
         self.lull(&["restore-point", "verify", &first.id.to_string()]).ok();
@@ -213,11 +245,7 @@ impl World {
 
     /// After a scenario that failed: a server that runs, and the VM and the guest as they were.
     pub fn reset(&mut self) {
-        if let Some(mut child) = self.server.take() {
-            signal(&child, Signal::CONT);
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.end_server();
         self.guest.try_ssh("fsfreeze -u / ; fsfreeze -u /mnt/scratch; pkill -CONT postgres; true");
         self.start_server();
         std::thread::sleep(Duration::from_secs(1));
@@ -244,11 +272,7 @@ impl World {
     }
 
     fn stop(&mut self) {
-        if let Some(mut child) = self.server.take() {
-            signal(&child, Signal::CONT);
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.end_server();
         self.guest.stop();
     }
 }

@@ -1,6 +1,5 @@
 //! Cancelled at each step: the session says so, and the guest is as before.
 
-use crate::program::wait_for_end;
 use crate::scenarios::hold::Hold;
 use crate::world::{World, assert_clean_receipt, task};
 use lull_api::session::Session;
@@ -39,7 +38,6 @@ pub fn at_each_step(world: &mut World) {
         }
         world.assert_calm();
     }
-    world.drop_later_points();
     world.lull(&["job", "remove", "with-scripts"]).ok();
     while_held(world);
 }
@@ -61,9 +59,9 @@ fn while_held(world: &mut World) {
     world.lull(&["session", "cancel", &hold.session.to_string()]).ok();
     let thawed = pulse.thaw_after(fault);
     println!("   cancelled while held: a write got through after {} ms", thawed.as_millis());
-    hold.release();
-    assert_eq!(wait_for_end(hold.child, 60).code, 124);
-    let session = world.finished(hold.session);
+    let id = hold.session;
+    assert_eq!(hold.end().code, 124);
+    let session = world.finished(id);
     assert_eq!(session.summary.result.as_deref(), Some("cancelled"), "{session:#?}");
     assert_clean_receipt(&session);
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 /// A guest held frozen by a command that lasts until it is released.
 pub struct Hold {
-    pub child: Child,
+    child: Option<Child>,
     pub session: i64,
     release: PathBuf,
 }
@@ -34,12 +34,29 @@ impl Hold {
             assert!(!over || ready.exists(), "quiesce ended before COMMAND ran");
             ready.exists().then_some(())
         });
-        Hold { child, session: world.newest_session(), release }
+        Hold { child: Some(child), session: world.newest_session(), release }
     }
 
-    /// Lets COMMAND end.
-    pub fn release(&self) {
+    /// Lets COMMAND end; how `lull quiesce` ended.
+    pub fn end(mut self) -> Outcome {
         std::fs::write(&self.release, "").unwrap();
+        wait_for_end(self.child.take().expect("it ends once"), 120)
+    }
+
+    /// Kills `lull quiesce` as nothing can be held back from; COMMAND lasts until this value is gone.
+    pub fn kill_caller(&mut self) {
+        let mut child = self.child.take().expect("it ends once");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let _ = std::fs::write(&self.release, "");
+        if let Some(mut child) = self.child.take() {
+            let _ = child.wait();
+        }
     }
 }
 
@@ -49,19 +66,20 @@ pub fn quiesce(world: &World, flags: &[&str], command: &[&str]) -> Outcome {
 }
 
 pub fn file_created_while_frozen(world: &mut World) {
-    world.guest.ssh("rm -f /root/late /root/late-began");
-    let hold = Hold::begin(world, &[]);
+    world.guest.ssh("rm -f /root/late /run/late-began");
+    let hold = Hold::begin(world, &["--freeze-budget", "60s"]);
     // Begins in memory, so that it is seen to have begun; its creation on the root file system hangs.
-    world.guest.ssh("setsid sh -c 'touch /run/late-began; echo here >/root/late' >/dev/null 2>&1 </dev/null & sleep 1");
-    assert_eq!(world.guest.ssh("ls /run/late-began /root/late 2>/dev/null; true"), "/run/late-began");
-    hold.release();
-    let outcome = wait_for_end(hold.child, 60);
+    let late = "setsid sh -c 'touch /run/late-began; echo here >/root/late' >/dev/null 2>&1 </dev/null &";
+    let seen = world.guest.ssh(&format!("{late} sleep 1; ls /run/late-began /root/late 2>/dev/null; true"));
+    assert_eq!(seen, "/run/late-began");
+    let session = hold.session;
+    let outcome = hold.end();
     assert_eq!(outcome.code, 0, "{outcome:?}");
     let verdict: Value = outcome.json();
     assert_eq!((&verdict["inside"], &verdict["level"]), (&true.into(), &"application".into()), "{verdict}");
     wait_for(20, "the file appears", || (world.guest.ssh("cat /root/late 2>/dev/null; true") == "here").then_some(()));
     world.guest.ssh("rm /root/late /run/late-began");
-    let session = world.finished(hold.session);
+    let session = world.finished(session);
     assert_says(&task(&session).inventory.as_ref().unwrap().to_string(), &["\"/\"", "\"/mnt/scratch\""]);
     assert_clean_receipt(&session);
 }
@@ -107,13 +125,11 @@ pub fn caller_killed(world: &mut World) {
     let mut hold = Hold::begin(world, &["--freeze-budget", "60s", "--lease", "5s"]);
     pulse.assert_frozen();
     let fault = Instant::now();
-    hold.child.kill().unwrap();
+    hold.kill_caller();
     let thawed = pulse.thaw_after(fault);
     println!("   caller SIGKILLed while frozen: a write got through after {} ms", thawed.as_millis());
-    hold.release();
-    let _ = hold.child.wait();
-    assert!(thawed <= Duration::from_secs(5 + 1 + 1), "{thawed:?}");
     let session = world.finished(hold.session);
+    assert!(thawed <= Duration::from_secs(5 + 1 + 1), "{thawed:?}");
     assert_says(&sentence(&session), &["hypervisor", "caller", "did not renew", "run the command again"]);
     assert_clean_receipt(&session);
 }

@@ -63,5 +63,4 @@ pub fn leftovers(world: &mut World) {
     assert_eq!(session.summary.result.as_deref(), Some("success"), "{session:#?}");
     assert_says(&task(&session).notes.join(" "), &["lull-0123456789abcdef-0-fleece", "removed"]);
     assert_clean_receipt(&session);
-    world.drop_later_points();
 }

@@ -1,6 +1,5 @@
 //! The server killed or stopped at the worst moment: the guest thaws in time, a new server tells the truth and sweeps.
 
-use crate::program::wait_for_end;
 use crate::scenarios::hold::Hold;
 use crate::told::assert_says;
 use crate::world::{JOB, World, assert_clean_receipt, sentence, task};
@@ -24,12 +23,10 @@ pub fn while_frozen(world: &mut World) {
     world.start_server();
     let session = world.finished(hold.session);
     told_as_interrupted(&session);
-    hold.release();
-    assert_eq!(wait_for_end(hold.child, 60).code, 124, "COMMAND was not inside the quiet moment to its end");
+    assert_eq!(hold.end().code, 124, "COMMAND was not inside the quiet moment to its end");
     let session = world.run_job(JOB);
     assert_eq!(session.summary.result.as_deref(), Some("success"), "the next run succeeds: {session:#?}");
     assert_eq!(task(&session).level.as_deref(), Some("application"));
-    world.drop_later_points();
 }
 
 pub fn stopped_while_frozen(world: &mut World) {
@@ -43,10 +40,10 @@ pub fn stopped_while_frozen(world: &mut World) {
     world.signal_server(Signal::CONT);
     assert!(thawed <= THAW_WITHIN, "{thawed:?}");
     assert!(thawed >= LEASE - Duration::from_millis(1_500), "something else than the lease thawed it: {thawed:?}");
-    hold.release();
-    let outcome = wait_for_end(hold.child, 120);
+    let id = hold.session;
+    let outcome = hold.end();
     assert_eq!(outcome.code, 124, "{outcome:?}");
-    let session = world.finished(hold.session);
+    let session = world.finished(id);
     assert_ne!(task(&session).level.as_deref(), Some("application"), "{session:#?}");
     assert_ne!(session.summary.result.as_deref(), Some("success"), "{session:#?}");
     assert_clean_receipt(&session);
