@@ -108,20 +108,52 @@ pub async fn remove_lock(channel: &dyn GuestChannel) -> Result<(), ChannelError>
     Ok(())
 }
 
+/// Waits until these processes are gone, at most `patience`; where they ended without taking the lock's folder along (killed),
+/// or did not end, thaws by hand. One command for all of it: while root is frozen the guest's log stands still, and every
+/// new command may be the one whose log line no longer fits.
+pub async fn watchdog_or_by_hand(
+    channel: &dyn GuestChannel,
+    pids: &[u32],
+    mount_points: &[String],
+    patience: Duration,
+) -> Result<String, String> {
+    let pids = pids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+    let wait = format!(
+        r#"n=0; a=y;
+        while [ -n "$a" ] && [ $n -lt {tries} ]; do
+          a=; for p in {pids}; do if [ -d /proc/$p ]; then a=y; fi; done;
+          if [ -n "$a" ]; then sleep 0.2; n=$(($n + 1)); fi;
+        done;
+        if [ -z "$a" ]; then if [ -d {LOCK_FOLDER} ]; then :; else echo watchdog; exit 0; fi; fi;"#,
+        tries = patience.as_millis() / 200
+    );
+    run_thaw(channel, &wait, mount_points, patience).await
+}
+
 /// Thaws these file systems with the guest's own `fsfreeze`. One that is not frozen is fine.
 pub async fn thaw_by_hand(channel: &dyn GuestChannel, mount_points: &[String]) -> Result<String, String> {
+    run_thaw(channel, "", mount_points, Duration::ZERO).await
+}
+
+async fn run_thaw(
+    channel: &dyn GuestChannel,
+    first: &str,
+    mount_points: &[String],
+    patience: Duration,
+) -> Result<String, String> {
     let mut words = Vec::new();
     for mount_point in mount_points {
         words.push(shell_word(mount_point).ok_or_else(|| format!("no shell can be told the path {mount_point:?}"))?);
     }
     let script = format!(
-        r#"for m in {}; do
+        r#"{first}
+        for m in {}; do
           if e=$(LC_ALL=C fsfreeze --unfreeze "$m" 2>&1); then echo "thawed $m";
           else case $e in *"Invalid argument"*) echo "free $m";; *) echo "failed $m" ${{e##*: }};; esac; fi;
         done"#,
         words.join(" ")
     );
-    let limits = Limits { timeout: THAW_LIMIT, ..Limits::default() };
+    let limits = Limits { timeout: patience + THAW_LIMIT, ..Limits::default() };
     let output =
         channel.exec_elevated(&Script::new("thaw by hand", &script), b"", limits).await.map_err(|e| e.to_string())?;
     judge_thaw(&String::from_utf8_lossy(&output.stdout), mount_points.len())
@@ -129,12 +161,15 @@ pub async fn thaw_by_hand(channel: &dyn GuestChannel, mount_points: &[String]) -
 
 fn judge_thaw(text: &str, expected: usize) -> Result<String, String> {
     let lines: Vec<&str> = text.lines().collect();
+    if lines == ["watchdog"] {
+        return Ok("by the watchdog".into());
+    }
     match lines.iter().find(|line| line.starts_with("failed ")) {
         Some(failed) => Err(failed.to_string()),
         None if lines.len() < expected => Err(format!("only {} of {expected} file systems answered", lines.len())),
         None => {
             let thawed = lines.iter().filter(|line| line.starts_with("thawed ")).count();
-            Ok(format!("{thawed} of {expected} file systems were still frozen"))
+            Ok(format!("by hand: {thawed} of {expected} file systems were still frozen"))
         }
     }
 }
@@ -162,7 +197,8 @@ mod tests {
 
     #[test]
     fn a_thaw_by_hand_is_believed_only_when_every_file_system_answered() {
-        assert_eq!(judge_thaw("thawed /\nfree /boot\n", 2).unwrap(), "1 of 2 file systems were still frozen");
+        assert_eq!(judge_thaw("thawed /\nfree /boot\n", 2).unwrap(), "by hand: 1 of 2 file systems were still frozen");
+        assert_eq!(judge_thaw("watchdog\n", 2).unwrap(), "by the watchdog");
         assert!(judge_thaw("thawed /\n", 2).is_err());
         assert_eq!(judge_thaw("failed / not found\n", 1).unwrap_err(), "failed / not found");
     }

@@ -203,7 +203,7 @@ async fn thaw(
     match result {
         Ok(line) => {
             receipt::remove_lock(channel).await.map_err(of_channel)?;
-            Ok(format!("component and watchdog were killed; by hand: {line}"))
+            Ok(format!("component and watchdog were killed; {line}"))
         }
         Err(why) => {
             let command = connector.thaw_command(&mount_points);

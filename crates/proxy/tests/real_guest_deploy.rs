@@ -58,7 +58,8 @@ async fn folders_that_forbid_programs_or_are_full_are_passed_over_and_named() {
 
     // Mounted by one login, since the last of these folders holds the key that lets us in.
     let cover = |options: &str, which: &[&str]| {
-        let each = which.iter().map(|folder| format!("mount -t tmpfs -o {options} cover {folder}"));
+        let each =
+            which.iter().map(|folder| format!("mkdir -p {folder} && mount -t tmpfs -o {options} cover {folder}"));
         // sshd wants its own folder below the first one for every new login.
         let again = "mkdir -p /run/sshd".to_string();
         guest.ssh(&each.chain([again]).collect::<Vec<_>>().join(" && "))

@@ -103,6 +103,7 @@ impl FakeGuest {
                 let lock = if state.lock { "lock\n" } else { "" };
                 format!("{process}{lock}end\n")
             }
+            "thaw by hand" if !state.lock && !state.component => "watchdog\n".into(),
             "thaw by hand" => match std::mem::replace(&mut state.frozen, false) {
                 true => "thawed /\n".into(),
                 false => "free /\n".into(),

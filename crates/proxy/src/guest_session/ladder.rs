@@ -9,17 +9,14 @@
 //! nobody alive tells that main and watchdog were killed together.
 
 use super::GuestSession;
-use crate::channel::GuestChannel;
-use crate::receipt::{self, GuestLook};
+use crate::receipt;
 use crate::runtime_client::CallError;
 use lull_guest_wire::{Answer, Command, Freezable, Lease};
 use std::time::Duration;
-use tokio::time::Instant;
 
 const COMPONENT_LIMIT: Duration = Duration::from_secs(5);
 /// Beyond lease and budget: a `FIFREEZE` in flight may hold the watchdog back.
 const WATCHDOG_GRACE: Duration = Duration::from_secs(3);
-const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 impl GuestSession<'_> {
     /// Sees to it that nothing of this task stays frozen. The line tells how; an error that nobody could.
@@ -45,71 +42,38 @@ impl GuestSession<'_> {
             }
         }
         // Closing the channel is what its watchdog waits for.
-        self.component = None;
-        let longest = Duration::from_millis(lease.lease_ms.min(lease.budget_ms)) + WATCHDOG_GRACE;
-        let until = Instant::now() + longest;
-        match self.wait_for_the_watchdog(until).await {
-            Some(look) if look.processes.is_empty() && !look.lock_folder => return Ok("by the watchdog".into()),
-            Some(look) if look.processes.is_empty() => {
-                self.reporter.warning("thaw: component and watchdog were killed; thawing by hand");
-            }
-            Some(_) => {
-                self.reporter.warning(format!("thaw: the watchdog did not end within {longest:?}; thawing by hand"))
-            }
-            None => self.reporter.warning("thaw: the guest does not answer over this connection; trying a new login"),
-        }
+        let main = self.component.take().map(|(_, hello)| hello.pid);
+        let watchdog = self.armed.as_ref().map(|(_, armed)| armed.watchdog_pid);
+        let pids: Vec<u32> = main.into_iter().chain(watchdog).collect();
+        let patience = Duration::from_millis(lease.lease_ms.min(lease.budget_ms)) + WATCHDOG_GRACE;
         let mount_points = self.frozen_mount_points();
-        if let Some(line) = self.thaw_by_hand(&mount_points).await {
-            return Ok(line);
-        }
-        let command = self.connector.thaw_command(&mount_points);
-        Err(format!("nobody could confirm the thaw of {}; run this: {command}", self.vm_name))
-    }
-
-    /// The last look at the component's processes, once they are gone or the time is up; nothing where the guest does not
-    /// answer.
-    async fn wait_for_the_watchdog(&self, until: Instant) -> Option<GuestLook> {
-        let channel = self.channel.as_deref()?;
-        loop {
-            let look = tokio::time::timeout_at(until + LOOK_EVERY, receipt::look(channel)).await.ok()?.ok()?;
-            if look.processes.is_empty() || Instant::now() >= until {
-                return Some(look);
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    }
-
-    /// Over the connection that there is, then over a new login.
-    async fn thaw_by_hand(&mut self, mount_points: &[String]) -> Option<String> {
         let mut tried = None;
         if let Some(channel) = self.channel.as_deref() {
-            match by_hand(channel, mount_points).await {
-                Ok(line) => return Some(format!("by hand: {line}")),
+            match receipt::watchdog_or_by_hand(channel, &pids, &mount_points, patience).await {
+                Ok(line) => return Ok(line),
                 Err(e) => {
-                    self.reporter.warning(format!("thaw: not by hand over this connection: {e}"));
-                    tried = Some(channel.second_login().await);
+                    self.reporter.warning(format!("thaw: not over this connection: {e}; trying a new login"));
+                    tried = channel.second_login().await.ok();
                 }
             }
         }
         let second = match tried {
-            Some(Ok(second)) => second,
-            Some(Err(_)) | None => match self.connector.connect().await {
-                Ok((second, _)) => second,
-                Err(e) => {
-                    self.reporter.warning(format!("thaw: no new login: {e}"));
-                    return None;
-                }
-            },
+            Some(second) => Ok(second),
+            None => self.connector.connect().await.map(|(second, _)| second),
         };
-        let result = by_hand(second.as_ref(), mount_points).await;
-        self.channel = Some(second);
-        match result {
-            Ok(line) => Some(format!("by hand over a new login: {line}")),
-            Err(e) => {
-                self.reporter.warning(format!("thaw: not by hand over a new login: {e}"));
-                None
+        match second {
+            Ok(second) => {
+                let result = receipt::watchdog_or_by_hand(second.as_ref(), &pids, &mount_points, patience).await;
+                self.channel = Some(second);
+                match result {
+                    Ok(line) => return Ok(format!("{line}, over a new login")),
+                    Err(e) => self.reporter.warning(format!("thaw: not over a new login: {e}")),
+                }
             }
+            Err(e) => self.reporter.warning(format!("thaw: no new login: {e}")),
         }
+        let command = self.connector.thaw_command(&mount_points);
+        Err(format!("nobody could confirm the thaw of {}; run this: {command}", self.vm_name))
     }
 
     /// What was armed, in the order of thawing; all that can be frozen where the plan is not known.
@@ -128,8 +92,4 @@ impl GuestSession<'_> {
             }
         }
     }
-}
-
-async fn by_hand(channel: &dyn GuestChannel, mount_points: &[String]) -> Result<String, String> {
-    receipt::thaw_by_hand(channel, mount_points).await
 }

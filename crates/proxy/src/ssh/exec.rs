@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::io::StreamReader;
 
-const OPEN_LIMIT: Duration = Duration::from_secs(20);
+const OPEN_LIMIT: Duration = Duration::from_secs(60);
 const SESSION_TRIES_MAX: u32 = 5;
 const SESSION_PAUSE: Duration = Duration::from_millis(100);
 const ELEVATION_LIMIT: Duration = Duration::from_secs(60);
