@@ -1,6 +1,6 @@
 //! The guest: booted by the testbed's scripts, looked into by a login of its own that Lull has no part in.
 
-use crate::program::{Outcome, run, testbed, wait_for};
+use crate::program::{Outcome, run, testbed, wait_for, wait_for_end};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -66,12 +66,15 @@ impl Guest {
 
     /// Runs a command as root, which must succeed; what it printed.
     pub fn ssh(&self, command: &str) -> String {
-        run(&mut self.command(command))
+        let outcome = self.try_ssh(command);
+        assert_eq!(outcome.code, 0, "{command}: {outcome:?}");
+        outcome.stdout.trim().to_string()
     }
 
-    /// Runs a command as root.
+    /// Runs a command as root. One that hangs in the guest ends the scenario, not the tests.
     pub fn try_ssh(&self, command: &str) -> Outcome {
-        self.command(command).output().unwrap().into()
+        let child = self.command(command).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for_end(child, 120)
     }
 
     /// Lines of the guest's log that hold `pattern`.

@@ -246,7 +246,7 @@ impl World {
     /// After a scenario that failed: a server that runs, and the VM and the guest as they were.
     pub fn reset(&mut self) {
         self.end_server();
-        self.guest.try_ssh("fsfreeze -u / ; fsfreeze -u /mnt/scratch; pkill -CONT postgres; true");
+        self.guest.try_ssh("fsfreeze -u / ; fsfreeze -u /mnt/scratch; kill -CONT $(pgrep -f '[p]ostgres:'); true");
         self.start_server();
         std::thread::sleep(Duration::from_secs(1));
         for session in 1..=self.newest_session() {

@@ -27,8 +27,8 @@ const CASES: &[Case] = &[
     },
     Case {
         what: "its checkpoint is too slow",
-        begin: "kill -STOP $(pgrep -f 'postgres: checkpointer')",
-        end: "kill -CONT $(pgrep -f 'postgres: checkpointer')",
+        begin: "kill -STOP $(pgrep -f '[p]ostgres: checkpointer')",
+        end: "kill -CONT $(pgrep -f '[p]ostgres: checkpointer')",
         flags: &["--checkpoint-timeout", "2s"],
         says: &["postgresql", "/var/lib/postgresql", "checkpoint", "timeout"],
     },

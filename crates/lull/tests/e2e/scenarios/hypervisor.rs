@@ -45,7 +45,11 @@ pub fn busy(world: &mut World) {
     qmp.ask("blockdev-del", json!({"node-name": "other-target"}));
 
     // Somebody else sits on the socket: QEMU takes one client at a time.
-    refused(world, "socket taken", &["at the hypervisor", "shop.qmp", "another"]);
+    refused(
+        world,
+        "socket taken",
+        &["at the hypervisor", "shop.qmp", "somebody else is connected", "close the other connection"],
+    );
     drop(qmp);
 }
 

@@ -50,7 +50,7 @@ const REFUSALS: &[Refusal] = &[
         password: "lull-test",
         elevation: Some("not-this"),
         counted: "FAILED SU (to root) plain",
-        says: &["at the elevation", "plain", "su", "tried once", "not tried again"],
+        says: &["at the elevation", "password of root", "su refused", "tried once", "not tried again"],
     },
 ];
 

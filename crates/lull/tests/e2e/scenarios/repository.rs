@@ -28,6 +28,9 @@ impl Drop for Small {
 /// The job fails at the repository while the guest goes on writing without a pause.
 fn fails(world: &World, repository: &Path, spoil: impl FnOnce(), says: &[&str]) {
     let path = repository.display().to_string();
+    // Where an earlier scenario failed, they are still there.
+    world.lull(&["job", "remove", "to-small"]);
+    world.lull(&["repository", "remove", "small"]);
     world.lull(&["repository", "add", "small", &path]).ok();
     world.make_job("to-small", &["--repository", "small", "--copy-limit", "32MiB"]);
     world.guest.ssh(
@@ -56,7 +59,12 @@ fn fails(world: &World, repository: &Path, spoil: impl FnOnce(), says: &[&str]) 
 
 pub fn full(world: &mut World) {
     let small = Small::mount(world.folder.join("small"), 64);
-    fails(world, &small.0, || (), &["at the repository", &small.0.display().to_string(), "no space", "free"]);
+    fails(
+        world,
+        &small.0,
+        || (),
+        &["at the repository", &small.0.display().to_string(), "no space left", "the vm runs on", "space and storage"],
+    );
 }
 
 pub fn gone(world: &mut World) {
