@@ -83,14 +83,16 @@ impl QemuSnapshotter {
 #[async_trait]
 impl Snapshotter for QemuSnapshotter {
     async fn may_begin(&mut self) -> Result<Vec<String>, HypervisorError> {
-        let busy = self.vm().await?.facts().await?.busy;
-        match busy {
-            None => Ok(vec![]),
-            Some(Busy::Leftovers { .. }) => {
+        let owed = self.owed();
+        let vm = self.vm().await?;
+        match vm.facts().await?.busy {
+            // A bitmap is owed until a newer restore point is recorded; the one before that goes now.
+            None if vm.residue(&owed).await?.is_empty() => Ok(vec![]),
+            None | Some(Busy::Leftovers { .. }) => {
                 // QEMU takes one client at a time, and the sweep brings its own connection.
                 self.vm = None;
                 let order = SweepOrder {
-                    bitmaps_owed: self.owed(),
+                    bitmaps_owed: owed,
                     fleecing_dir: self.qemu.fleecing_dir.clone(),
                     repository_dir: self.backup.repository_dir.clone(),
                 };

@@ -131,7 +131,7 @@ impl Run<'_> {
         let swept = self.cancel.or(snapshotter.may_begin()).await?;
         let swept = swept.map_err(|e| failure::of_hypervisor(Step::Connect, &e))?;
         for thing in swept {
-            self.reporter.info(format!("an earlier task had left {thing} in the hypervisor; it was removed"));
+            self.reporter.info(format!("no longer owed, removed from the hypervisor: {thing}"));
         }
         Ok(())
     }

@@ -39,6 +39,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "repository gone", play: repository::gone },
     Scenario { name: "VM paused, in another backup, socket taken", play: hypervisor::busy },
     Scenario { name: "leftovers in the hypervisor", play: hypervisor::leftovers },
+    Scenario { name: "backup after backup", play: hypervisor::backup_after_backup },
     Scenario { name: "cancelled at each step", play: cancel::at_each_step },
     Scenario { name: "no folder for programs, no room", play: room::none },
     Scenario { name: "unknown names and malformed input", play: input::wrong },

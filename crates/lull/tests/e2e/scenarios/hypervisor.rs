@@ -68,3 +68,14 @@ pub fn leftovers(world: &mut World) {
     assert_says(&task(&session).notes.join(" "), &["lull-0123456789abcdef-0-fleece", "removed"]);
     assert_clean_receipt(&session);
 }
+
+/// Day after day: a bitmap is owed until a newer restore point is recorded, and is no reason for a warning afterwards.
+pub fn backup_after_backup(world: &mut World) {
+    for day in 1..=4 {
+        let session = world.run_job(JOB);
+        assert_eq!(session.summary.result.as_deref(), Some("success"), "day {day}: {session:#?}");
+        assert_clean_receipt(&session);
+        let bitmaps = world.qmp().ours();
+        assert!(bitmaps.len() <= 2, "day {day}: the newest and the one before it at most: {bitmaps:?}");
+    }
+}
