@@ -40,7 +40,7 @@ demo|ca-certificates|lets cargo verify the registry it downloads from
 test|mmdebstrap|builds the guest that boots systemd, with its maintainer scripts run
 test|xfsprogs btrfs-progs|freeze tests on loop-mounted XFS and btrfs
 test|mount busybox-static|mounts the loop devices of the freeze tests, and is all that their emulated hosts run
-test|openssh-server zsh fish tcsh|an SSH server for tests on loopback, and login shells that are not bash
+test|openssh-server zsh fish tcsh|an SSH server for tests on loopback (installed, not started, not enabled), and login shells that are not bash
 test|shellcheck|lints the scripts
 test|python3|independent peers in tests
 test|git|checks that look at the files of the checkout
@@ -98,7 +98,11 @@ apt_get() { # apt-get's arguments; waits for another apt run rather than failing
 # extra source, made from the machine's own Debian entry.
 qemu_from=()
 scratch=
-cleanup() { [ -z "$scratch" ] || "${as_root[@]}" rm -rf "$scratch"; }
+held_back=no
+cleanup() {
+  [ -z "$scratch" ] || "${as_root[@]}" rm -rf "$scratch"
+  [ "$held_back" = no ] || "${as_root[@]}" rm -f /usr/sbin/policy-rc.d
+}
 trap cleanup EXIT
 
 qemu_is_backport() { dpkg-query -W -f '${Version}' qemu-utils 2>/dev/null | grep -q '~bpo'; }
@@ -123,6 +127,19 @@ prepare_backports() {
   say "qemu-utils is installed from $codename-backports: taking the emulator from there too (for this run only; your package sources stay as they are)"
   qemu_from=(-t "$codename-backports" -o "Dir::Etc::SourceParts=$scratch/parts" -o "Dir::State::Lists=$scratch/lists")
   apt_get "${qemu_from[@]}" update
+}
+
+# Tests want sshd's program. A machine that had no SSH server must not get one that listens: Debian's scripts start what
+# they install unless policy-rc.d forbids it (101), and would start it at the next boot unless it is disabled.
+hold_back_sshd() {
+  [ ! -e /usr/sbin/policy-rc.d ] || return 0
+  held_back=yes
+  printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee /usr/sbin/policy-rc.d >/dev/null
+  "${as_root[@]}" chmod 755 /usr/sbin/policy-rc.d
+}
+disable_sshd() {
+  ! command -v systemctl >/dev/null || "${as_root[@]}" systemctl disable --quiet ssh.service ssh.socket 2>/dev/null ||
+    say "note: could not disable ssh.service and ssh.socket; 'systemctl disable ssh' keeps the SSH server from starting at boot"
 }
 
 install_packages() { # PACKAGE...: all at once; if that fails, names the ones that cannot be had
@@ -151,7 +168,10 @@ if [ ${#qemu[@]} -gt 0 ]; then
     others+=("${qemu[@]}")
   fi
 fi
-[ ${#others[@]} -eq 0 ] || install_packages "${others[@]}"
+case " ${others[*]} " in
+  *' openssh-server '*) hold_back_sshd; install_packages "${others[@]}"; disable_sshd ;;
+  *) [ ${#others[@]} -eq 0 ] || install_packages "${others[@]}" ;;
+esac
 if [ ${#rust[@]} -gt 0 ]; then
   install_packages "${rust[@]}"
   recent_cargo >/dev/null || fail 1 "Debian's cargo-web is $(/usr/bin/cargo --version 2>/dev/null || echo absent), Lull needs Rust $rust_wanted. Check that the security suite is among this machine's package sources, or install Rust with rustup."

@@ -13,6 +13,7 @@ suite fmt     -    'every Rust file is formatted'                               
 suite clippy  -    'no lint warns, test code included'                              lint
 suite scripts -    'shell and Python scripts parse; shellcheck finds nothing'       check_scripts
 suite layers  -    'dependency rule, forgotten tests, paths named in documents'      cargo run --quiet --package xtask -- check
+suite licences -   'licences, banned crates and sources of every dependency (deny.toml)'  licences
 suite unit    -    'unit and scenario tests that need neither root nor guests'      unit_tests
 suite guests  root,guests 'the guests of the testbed are what other suites take them for'  testbed/selftest.sh pg full systemd
 suite freeze-loop root     'freeze, thaw and scripts of the component on loop-mounted file systems' rust_target lull-runtime freeze_loop -- --skip kill_matrix
@@ -24,4 +25,5 @@ suite sshd    root        'an OpenSSH server on loopback: logins, refusals, host
 suite channel root,guests  'SSH, elevation, deployment and receipt on real guests'          rust_target lull-proxy real_guest_ssh
 suite deploy  root,guests 'deployment without residue on a real guest, whatever its folders allow'       rust_target lull-proxy real_guest_deploy
 suite task root,guests     'whole tasks on a real guest, through the proxy'                 rust_target lull-proxy real_guest_task
+suite e2e root,guests      'the lull program on a real guest with bad luck of every kind: thawed, swept, the truth told' rust_table lull e2e
 suite demo guests          'the one command of the README, from nothing to proof'           ./demo --check

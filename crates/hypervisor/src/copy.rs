@@ -100,6 +100,7 @@ fn stall_limit_ms(stall_timeout_s: u32, speed_bytes_per_s: Option<u64>) -> u64 {
 /// Why a job failed, as (class, cause, remedy). `operation`: which side the job's last error event named.
 fn diagnose(
     disk: &str,
+    repository: &Path,
     error: &str,
     operation: Option<&str>,
     fleecing_free_bytes: Option<u64>,
@@ -107,7 +108,8 @@ fn diagnose(
 ) -> (ErrorClass, String, String) {
     match operation {
         Some("write") => {
-            let cause = format!("the repository did not take the data of disk {disk} ({error})");
+            let cause =
+                format!("the repository {} did not take the data of disk {disk} ({error})", repository.display());
             (
                 ErrorClass::Repository,
                 cause,
@@ -251,7 +253,8 @@ impl PreparedBackup {
         };
         let order = &self.ground.order;
         let free = files::free_bytes(&order.fleecing_dir).ok();
-        let (class, cause, remedy) = diagnose(&planned.disk.name, &error, operation, free, order.cbw_timeout_s);
+        let (class, cause, remedy) =
+            diagnose(&planned.disk.name, &order.repository_dir, &error, operation, free, order.cbw_timeout_s);
         Err(self.ground.fail(Step::Copy, class, cause, remedy))
     }
 

@@ -122,7 +122,8 @@ impl fmt::Display for Busy {
 }
 
 impl Busy {
-    pub(crate) fn remedy(&self) -> &'static str {
+    /// What to do about it, in one sentence without a full stop.
+    pub fn remedy(&self) -> &'static str {
         match self {
             Busy::Migrating { .. } | Busy::InMigrate => {
                 "nothing was started; run the job again when the migration is over"

@@ -4,6 +4,7 @@
 //! Knows nothing of SSH, of the runtime component, or of what the scripts do. docs/howto/add-a-guest-channel.md shows how
 //! to add one; tests/channel_contract.rs holds every implementation to the same behaviour.
 
+use crate::access::HostKey;
 use async_trait::async_trait;
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -223,12 +224,14 @@ pub struct ChannelError {
     pub what: String,
     /// What to do about it.
     pub remedy: String,
+    /// The host key that was shown and refused: a person may accept it later.
+    pub refused_key: Option<Box<HostKey>>,
 }
 
 impl ChannelError {
     /// All of it.
     pub fn new(hop: Hop, kind: FailureKind, what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        ChannelError { hop, kind, what: what.into(), remedy: remedy.into() }
+        ChannelError { hop, kind, what: what.into(), remedy: remedy.into(), refused_key: None }
     }
 }
 

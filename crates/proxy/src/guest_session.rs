@@ -13,7 +13,7 @@ pub use window::{Inside, Pulse};
 use crate::access::{Elevation, GuestAccess};
 use crate::cancel::Cancel;
 use crate::carried::Image;
-use crate::channel::{ChannelError, GuestChannel};
+use crate::channel::{ChannelError, FailureKind, GuestChannel};
 use crate::deploy;
 use crate::evidence::{Window, application_failures};
 use crate::failure::{self, Stop};
@@ -92,6 +92,7 @@ pub struct GuestSession<'a> {
     armed: Option<(FreezeId, Armed)>,
     /// A command that was given up: the component is still at it, until then at most.
     given_up: Option<(u32, Instant)>,
+    refused: bool,
     /// What the guest is.
     pub inventory: Option<Inventory>,
     /// What became of its applications.
@@ -119,6 +120,7 @@ impl<'a> GuestSession<'a> {
             component: None,
             armed: None,
             given_up: None,
+            refused: false,
             inventory: None,
             quiesced: None,
             window: Window::default(),
@@ -128,7 +130,7 @@ impl<'a> GuestSession<'a> {
     /// Connects and logs in.
     pub async fn connect(&mut self) -> Result<String, Stop> {
         let connected = self.cancel.or(self.connector.connect()).await?;
-        let (channel, seen) = connected.map_err(|e| failure::of_channel(Step::Connect, &e))?;
+        let (channel, seen) = connected.map_err(|e| self.failed(Step::Connect, e))?;
         if let Some(HostKeySeen { key, first_contact }) = seen {
             self.reporter.tell(Event::HostKeySeen(v1::HostKeySeen { key: Some(key.into()), first_contact }));
         }
@@ -142,7 +144,7 @@ impl<'a> GuestSession<'a> {
         let (image, cancel) = (self.image, self.cancel.clone());
         let channel = self.channel(Step::Deploy)?;
         let deployed = cancel.or(deploy::deploy(channel, image)).await?;
-        let deployed = deployed.map_err(|e| failure::of_channel(Step::Deploy, &e))?;
+        let deployed = deployed.map_err(|e| self.failed(Step::Deploy, e))?;
         for folder in &deployed.swept {
             self.reporter.info(format!("removed {folder}, which an earlier task had left"));
         }
@@ -152,6 +154,23 @@ impl<'a> GuestSession<'a> {
         let line = format!("{} as process {}", deployed.folder, deployed.hello.pid);
         self.component = Some((deployed.client, deployed.hello));
         Ok(line)
+    }
+
+    /// Remembers what must not be tried again, and tells of a host key that a person may accept.
+    fn failed(&mut self, step: Step, error: ChannelError) -> TaskFailure {
+        self.refused |= error.kind == FailureKind::Refused;
+        let failure = failure::of_channel(step, &error);
+        if let Some(key) = error.refused_key {
+            let key = Some((*key).into());
+            self.reporter.tell(Event::HostKeySeen(v1::HostKeySeen { key, first_contact: false }));
+        }
+        failure
+    }
+
+    /// Whether the guest refused the login or the elevation: nothing of ours was put there, and making sure of it would be
+    /// another attempt.
+    pub fn was_refused(&self) -> bool {
+        self.refused
     }
 
     /// Looks at the guest.
@@ -234,10 +253,13 @@ impl<'a> GuestSession<'a> {
 
     /// A fresh look into the guest, over the same connection or a new one.
     pub async fn look(&mut self) -> Result<receipt::GuestLook, ChannelError> {
-        if let Some(channel) = &self.channel
-            && let Ok(look) = receipt::look(channel.as_ref()).await
-        {
-            return Ok(look);
+        if let Some(channel) = &self.channel {
+            match receipt::look(channel.as_ref()).await {
+                // Another connection would be another attempt.
+                Err(error) if error.kind == FailureKind::Refused => return Err(error),
+                Err(_) => {}
+                found => return found,
+            }
         }
         let (channel, _) = self.connector.connect().await?;
         let look = receipt::look(channel.as_ref()).await;

@@ -5,7 +5,8 @@
 use crate::order::{BackupSpec, QemuSpec};
 use async_trait::async_trait;
 use lull_hypervisor::{
-    BackupOrder, ErrorClass, HypervisorError, PreparedBackup, QemuHost, QemuVm, SnapshotTaken, Step, SweepReport,
+    BackupOrder, Busy, ErrorClass, HypervisorError, PreparedBackup, QemuHost, QemuVm, SnapshotTaken, Step, SweepOrder,
+    SweepReport, sweep,
 };
 use lull_proxy_wire::v1;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,12 @@ pub type ProgressSink<'a> = &'a mut (dyn FnMut(u64, u64) + Send);
 /// One backup of one VM, step by step in this order.
 #[async_trait]
 pub trait Snapshotter: Send {
+    /// Whether the VM may be backed up now, before anything is begun with it or its guest: a paused VM's guest does not
+    /// answer, and a guest must not come to rest for a backup that will be refused. Removes what an earlier task had to
+    /// leave; one line for people for each such thing.
+    async fn may_begin(&mut self) -> Result<Vec<String>, HypervisorError> {
+        Ok(vec![])
+    }
     /// Everything ahead of the freeze window. The result is one line for people.
     async fn prepare(&mut self) -> Result<String, HypervisorError>;
     /// The only step inside the window.
@@ -75,6 +82,32 @@ impl QemuSnapshotter {
 
 #[async_trait]
 impl Snapshotter for QemuSnapshotter {
+    async fn may_begin(&mut self) -> Result<Vec<String>, HypervisorError> {
+        let owed = self.owed();
+        let vm = self.vm().await?;
+        match vm.facts().await?.busy {
+            // A bitmap is owed until a newer restore point is recorded; the one before that goes now.
+            None if vm.residue(&owed).await?.is_empty() => Ok(vec![]),
+            None | Some(Busy::Leftovers { .. }) => {
+                // QEMU takes one client at a time, and the sweep brings its own connection.
+                self.vm = None;
+                let order = SweepOrder {
+                    bitmaps_owed: owed,
+                    fleecing_dir: self.qemu.fleecing_dir.clone(),
+                    repository_dir: self.backup.repository_dir.clone(),
+                };
+                Ok(sweep(&QemuHost::new(&self.qemu.sockets_dir), &self.qemu.vm, &order).await?.removed)
+            }
+            Some(busy) => Err(HypervisorError {
+                step: Step::Facts,
+                vm: self.qemu.vm.clone(),
+                class: ErrorClass::Busy,
+                cause: busy.to_string(),
+                remedy: busy.remedy().into(),
+            }),
+        }
+    }
+
     async fn prepare(&mut self) -> Result<String, HypervisorError> {
         let backup = self.backup.clone();
         let fleecing = self.qemu.fleecing_dir.clone();

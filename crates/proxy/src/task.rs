@@ -102,6 +102,7 @@ pub async fn run(task: Task<'_>) -> v1::Finished {
 
 impl Run<'_> {
     async fn forward(&mut self) -> Result<(), Stop> {
+        self.ask_hypervisor().await?;
         if self.guest.is_some() {
             self.guest_step(Step::Connect).await?;
             self.guest_step(Step::Deploy).await?;
@@ -122,6 +123,17 @@ impl Run<'_> {
         self.cancel.check()?;
         self.copy().await?;
         self.verify().await
+    }
+
+    /// Nothing is begun with a VM that cannot be backed up now.
+    async fn ask_hypervisor(&mut self) -> Result<(), Stop> {
+        let Some(snapshotter) = &mut self.snapshotter else { return Ok(()) };
+        let swept = self.cancel.or(snapshotter.may_begin()).await?;
+        let swept = swept.map_err(|e| failure::of_hypervisor(Step::Connect, &e))?;
+        for thing in swept {
+            self.reporter.info(format!("no longer owed, removed from the hypervisor: {thing}"));
+        }
+        Ok(())
     }
 
     fn begin(&mut self, step: Step, detail: &str) -> Instant {

@@ -16,3 +16,8 @@ pub fn from_us(us: i64) -> Result<Timestamp, jiff::Error> {
 pub fn rfc3339(at: Timestamp) -> String {
     from_us(us(at)).unwrap_or(at).to_string()
 }
+
+/// The same to the second, for what people read in a sentence.
+pub fn to_the_second(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}

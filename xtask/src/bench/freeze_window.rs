@@ -12,7 +12,9 @@ use super::guest_agent::GuestAgent;
 use super::stage::{GUEST, Scene, Stage};
 use super::statistics::{median, quantile, ratios};
 use anyhow::{Context, Result};
+use lull_api::session::Task;
 use lull_hypervisor::{BackupOrder, ErrorClass, PreparedBackup, QemuHost, QemuVm};
+use std::fmt;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -38,20 +40,22 @@ pub async fn measure(arguments: &Arguments) -> Result<Vec<Figure>> {
     // The first turn of each pays for what is new (host key, caches): it does not count.
     let (mut jobs, mut scripts) = (Vec::new(), Vec::new());
     for pair in 0..=pairs {
-        let (job_ms, script_ms) = if pair % 2 == 0 {
-            let job_ms = job(&mut stage).await?;
-            (job_ms, script(&mut stage, pair).await?)
+        let (job, script) = if pair % 2 == 0 {
+            let job = job(&mut stage).await?;
+            (job, script(&mut stage, pair).await?)
         } else {
-            let script_ms = script(&mut stage, pair).await?;
-            (job(&mut stage).await?, script_ms)
+            let script = script(&mut stage, pair).await?;
+            (job(&mut stage).await?, script)
         };
-        let counted = if pair == 0 { "to warm up" } else { "counts" };
-        eprintln!("pair {pair} of {pairs}: job {job_ms:.1} ms, script {script_ms:.1} ms ({counted})");
+        eprintln!("pair {pair} of {pairs}: job {job}; script {script}{}", if pair == 0 { " (to warm up)" } else { "" });
         if pair > 0 {
-            jobs.push(job_ms);
-            scripts.push(script_ms);
+            jobs.push(job);
+            scripts.push(script);
         }
     }
+    let (parts_of_jobs, parts_of_scripts) = (medians(&jobs), medians(&scripts));
+    eprintln!("medians of the parts: job {parts_of_jobs}; script {parts_of_scripts}");
+    let (jobs, scripts) = (totals(&jobs), totals(&scripts));
     eprintln!("median of each pair's ratio: {:.3}", median(&ratios(&jobs, &scripts)));
     Ok(vec![
         Figure::new("freeze window, median", "ms", median(&jobs))
@@ -61,28 +65,72 @@ pub async fn measure(arguments: &Arguments) -> Result<Vec<Figure>> {
     ])
 }
 
-/// One run of the job; its freeze window in ms.
-async fn job(stage: &mut Stage) -> Result<f64> {
-    settled(stage).await?;
-    let finished = stage.server.run_job().await?;
-    let window_us = (|| {
-        let task = finished.succeeded()?;
-        let window_us = task.freeze_window_us.context("the task says nothing of its freeze window")?;
-        let point = task.restore_point.context("the task left no restore point")?;
-        anyhow::Ok((window_us, point))
-    })();
-    let (window_us, point) = window_us.with_context(|| stage.server.last_words())?;
-    stage.load_goes_on()?;
-    stage.server.keep_only(point.to_string()).await?;
-    Ok(window_us as f64 / 1000.0)
+/// A freeze window and what it consists of.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    /// From *freeze* sent to *thaw* answered.
+    total_ms: f64,
+    /// From *freeze* sent to *frozen*.
+    freeze_ms: f64,
+    /// The hypervisor's part.
+    snapshot_ms: f64,
+    /// From *thaw* sent to *thawed*.
+    thaw_ms: f64,
 }
 
-/// One run of the plain script; its freeze window in ms.
-async fn script(stage: &mut Stage, turn: usize) -> Result<f64> {
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Window { total_ms, freeze_ms, snapshot_ms, thaw_ms } = self;
+        write!(f, "{total_ms:.1} ms (freeze {freeze_ms:.1}, snapshot {snapshot_ms:.1}, thaw {thaw_ms:.1})")
+    }
+}
+
+fn totals(windows: &[Window]) -> Vec<f64> {
+    windows.iter().map(|window| window.total_ms).collect()
+}
+
+/// The median of each part by itself: they need not add up.
+fn medians(windows: &[Window]) -> Window {
+    let of = |part: fn(&Window) -> f64| median(&windows.iter().map(part).collect::<Vec<f64>>());
+    Window {
+        total_ms: of(|w| w.total_ms),
+        freeze_ms: of(|w| w.freeze_ms),
+        snapshot_ms: of(|w| w.snapshot_ms),
+        thaw_ms: of(|w| w.thaw_ms),
+    }
+}
+
+/// What a job's session says of its window. The step *freeze* begins with what is done ahead, so its part is what the others leave.
+fn window_of(task: &Task) -> Result<Window> {
+    let total_us = task.freeze_window_us.context("the task says nothing of its freeze window")?;
+    let took_ms = |name: &str| {
+        let step = task.steps.iter().find(|step| step.step == name).and_then(|step| step.took_us);
+        step.map(|us| us as f64 / 1000.0).with_context(|| format!("the task says nothing of its step {name}"))
+    };
+    let (total_ms, snapshot_ms, thaw_ms) = (total_us as f64 / 1000.0, took_ms("snapshot")?, took_ms("thaw")?);
+    Ok(Window { total_ms, freeze_ms: total_ms - snapshot_ms - thaw_ms, snapshot_ms, thaw_ms })
+}
+
+/// One run of the job.
+async fn job(stage: &mut Stage) -> Result<Window> {
+    settled(stage).await?;
+    let finished = stage.server.run_job().await?;
+    let left = (|| {
+        let task = finished.succeeded()?;
+        anyhow::Ok((window_of(task)?, task.restore_point.context("the task left no restore point")?))
+    })();
+    let (window, point) = left.with_context(|| stage.server.last_words())?;
+    stage.load_goes_on()?;
+    stage.server.keep_only(point.to_string()).await?;
+    Ok(window)
+}
+
+/// One run of the plain script.
+async fn script(stage: &mut Stage, turn: usize) -> Result<Window> {
     settled(stage).await?;
     let window = plain_script(&stage.scene, turn).await.context("the plain script")?;
     stage.load_goes_on()?;
-    Ok(window.as_secs_f64() * 1000.0)
+    Ok(window)
 }
 
 async fn settled(stage: &mut Stage) -> Result<()> {
@@ -91,7 +139,7 @@ async fn settled(stage: &mut Stage) -> Result<()> {
 }
 
 /// The peer: see the module.
-async fn plain_script(scene: &Scene, turn: usize) -> Result<Duration> {
+async fn plain_script(scene: &Scene, turn: usize) -> Result<Window> {
     let vm = open(scene).await?;
     let order = BackupOrder::new(format!("peer{turn}"), "peer", scene.peer_repository(), scene.peer_fleecing());
     let mut backup = vm.prepare(order).await?;
@@ -105,23 +153,31 @@ async fn plain_script(scene: &Scene, turn: usize) -> Result<Duration> {
     outcome
 }
 
-async fn window(scene: &Scene, backup: &mut PreparedBackup) -> Result<Duration> {
+async fn window(scene: &Scene, backup: &mut PreparedBackup) -> Result<Window> {
     let mut agent = GuestAgent::connect(&scene.vms().join(format!("{GUEST}.qga"))).await?;
     scene.psql("CHECKPOINT").await?;
     let began = Instant::now();
     let frozen = agent.freeze().await;
+    let freeze_took = began.elapsed();
     let taken = match &frozen {
         Ok(_) => Some(backup.snapshot(true).await),
         Err(_) => None,
     };
+    let until_thaw = began.elapsed();
     // Whatever happened before: a guest that the script froze is thawed.
     let thawed = agent.thaw().await;
-    let window = began.elapsed();
+    let total = began.elapsed();
     let frozen = frozen?;
     taken.transpose()?;
     let thawed = thawed?;
     anyhow::ensure!(frozen > 0 && thawed == frozen, "the agent froze {frozen} file systems and thawed {thawed}");
-    Ok(window)
+    let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
+    Ok(Window {
+        total_ms: ms(total),
+        freeze_ms: ms(freeze_took),
+        snapshot_ms: ms(until_thaw - freeze_took),
+        thaw_ms: ms(total - until_thaw),
+    })
 }
 
 async fn open(scene: &Scene) -> Result<QemuVm> {

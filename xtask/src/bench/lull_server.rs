@@ -51,7 +51,7 @@ pub struct Finished {
 }
 
 impl Finished {
-    /// Its only task, if it succeeded.
+    /// Its only task, if it did its work; what it warns of is said aloud.
     ///
     /// # Errors
     /// With the task's failure, or what else is wrong.
@@ -62,6 +62,10 @@ impl Finished {
         };
         match (&task.failure, task.result.as_deref()) {
             (None, Some("success")) => Ok(task),
+            (None, Some("warning")) => {
+                eprintln!("session {id} ended with a warning: {}", task.notes.join("; "));
+                Ok(task)
+            }
             (Some(failure), _) => bail!("session {id}: {}", failure.text),
             (None, result) => {
                 bail!("session {id} ended with {}: {}", result.unwrap_or("no result"), task.notes.join("; "))

@@ -13,7 +13,7 @@ use super::stage::{Scene, Stage};
 use super::statistics::{median, quantile};
 use anyhow::{Context, Result};
 use jiff::Timestamp;
-use lull_api::session::{EventKind, SessionEvent};
+use lull_api::session::{EventKind, SessionEvent, Step};
 use std::time::{Duration, Instant};
 use tokio::process::Command;
 
@@ -46,8 +46,8 @@ pub async fn measure(arguments: &Arguments) -> Result<Vec<Figure>> {
         sides.rotate_left(round % 3);
         let mut took = String::new();
         for side in sides {
-            let ms = turn(&mut stage, side).await?;
-            took.push_str(&format!(" {side:?} {ms:.1} ms"));
+            let (ms, parts) = turn(&mut stage, side).await?;
+            took.push_str(&format!(" {side:?} {ms:.1} ms{parts}"));
             if round > 0 {
                 match side {
                     Side::RootKey => &mut root,
@@ -68,13 +68,14 @@ pub async fn measure(arguments: &Arguments) -> Result<Vec<Figure>> {
     ])
 }
 
-async fn turn(stage: &mut Stage, side: Side) -> Result<f64> {
+/// One turn: how long it took in ms, and of what that consists, for people.
+async fn turn(stage: &mut Stage, side: Side) -> Result<(f64, String)> {
     let credential = match side {
         Side::RootKey => ROOT_KEY,
         Side::SudoPassword => SUDO_PASSWORD,
         Side::Ssh => {
             tokio::time::sleep(SETTLE).await;
-            return login(&stage.scene).await;
+            return Ok((login(&stage.scene).await?, String::new()));
         }
     };
     stage.server.use_credential(credential).await?;
@@ -83,9 +84,12 @@ async fn turn(stage: &mut Stage, side: Side) -> Result<f64> {
     measured(&finished).with_context(|| stage.server.last_words())
 }
 
-fn measured(finished: &Finished) -> Result<f64> {
-    finished.succeeded()?;
-    start_to_ready_ms(&finished.events)
+fn measured(finished: &Finished) -> Result<(f64, String)> {
+    let task = finished.succeeded()?;
+    let took = |step: &Step| Some(format!("{} {:.1}", step.step, step.took_us? as f64 / 1000.0));
+    let until_ready = task.steps.iter().filter(|step| ["connect", "deploy"].contains(&step.step.as_str()));
+    let parts: Vec<String> = until_ready.filter_map(took).collect();
+    Ok((start_to_ready_ms(&finished.events)?, format!(" ({})", parts.join(", "))))
 }
 
 /// From the first event to the end of `deploy`, in ms.

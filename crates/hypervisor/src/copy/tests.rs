@@ -5,10 +5,10 @@ use proptest::prelude::*;
 
 #[test]
 fn each_end_of_a_copy_names_its_cause() {
-    let diagnose = |error, operation, free| diagnose("vd0", error, operation, free, 5);
+    let diagnose = |error, operation, free| diagnose("vd0", Path::new("/srv/backup"), error, operation, free, 5);
     let (class, cause, _) = diagnose("No space left on device", Some("write"), None);
     assert_eq!(class, ErrorClass::Repository);
-    assert!(cause.contains("No space left"), "{cause}");
+    assert!(cause.contains("No space left") && cause.contains("/srv/backup"), "{cause}");
     let (class, cause, _) = diagnose("Permission denied", Some("read"), Some(0));
     assert_eq!((class, cause.contains("is full")), (ErrorClass::Fleecing, true), "{cause}");
     let (class, cause, _) = diagnose("Permission denied", Some("read"), Some(1 << 40));

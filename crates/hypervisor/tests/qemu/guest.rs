@@ -32,7 +32,7 @@ impl Guest {
             tool("qemu-img", &["create", "-q", "-f", "qcow2", str(&disk), "16M"]);
             disks.extend(["--disk".to_owned(), str(&disk).to_owned()]);
         }
-        let mut arguments = vec!["start", &guest.name, "--image", image, "--wait"];
+        let mut arguments = vec!["start", &guest.name, "--image", image, "--wait", "--timeout", "300"];
         arguments.extend(disks.iter().map(String::as_str));
         guest.vm(&arguments);
         for folder in ["repo", "fleece"] {

@@ -1,7 +1,7 @@
 //! `lull job`: backup jobs and their runs.
 
 use super::removed;
-use super::settings::{BackupArgs, GuestArgs};
+use super::settings::{BackupArgs, GuestArgs, RemovalArgs};
 use crate::calls;
 use crate::exit::{self, Exit};
 use crate::follow;
@@ -105,6 +105,8 @@ pub struct EditArgs {
     #[command(flatten)]
     guest: GuestArgs,
     #[command(flatten)]
+    removal: RemovalArgs,
+    #[command(flatten)]
     backup: BackupArgs,
 }
 
@@ -142,7 +144,8 @@ async fn create(client: &Client, screen: &Screen, args: CreateArgs) -> Result<()
 }
 
 async fn edit(client: &Client, screen: &Screen, args: EditArgs) -> Result<()> {
-    let guest = GuestSettings { copy_limit_bytes_per_s: args.backup.copy_limit, ..args.guest.settings()? };
+    let mut guest = GuestSettings { copy_limit_bytes_per_s: args.backup.copy_limit, ..args.guest.settings()? };
+    args.removal.apply(&mut guest);
     let change = JobChange {
         name: args.rename,
         vms: (!args.vm.is_empty()).then_some(args.vm),

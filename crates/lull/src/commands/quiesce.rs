@@ -66,6 +66,10 @@ type Events<'a> = Pin<Box<dyn Stream<Item = std::result::Result<SessionEvent, Cl
 pub async fn run(global: &Global, screen: &Screen, args: QuiesceArgs) -> Result<u8> {
     // A wrong command line is said as such; everything after it means that the guest was not brought to rest.
     let request = QuiesceRequest { guest: args.guest.settings()? };
+    if request.guest.application_aware.as_deref() == Some("disabled") {
+        return Err(Trouble::usage("without guest processing there is no quiet moment for COMMAND")
+            .remedy("leave --application-aware out, or use `--application-aware try`"));
+    }
     let client = connection::connect(global).map_err(not_quiesced)?;
     let session = calls::quiesce(&client, &args.vm, &request).await.map_err(|e| not_quiesced(e.into()))?;
     let id = session.summary.id;

@@ -21,12 +21,6 @@ pub struct GuestArgs {
     /// Script to run in the guest after the thaw; it runs whenever the pre-freeze script ran.
     #[arg(long, value_name = "FILE")]
     pub post_thaw_script: Option<PathBuf>,
-    /// Take the pre-freeze script out of the job.
-    #[arg(long, conflicts_with = "pre_freeze_script")]
-    pub no_pre_freeze_script: bool,
-    /// Take the post-thaw script out of the job.
-    #[arg(long, conflicts_with = "post_thaw_script")]
-    pub no_post_thaw_script: bool,
     /// What a script's failure means: the task fails (default), or goes on; or scripts do not run.
     #[arg(long, value_name = "MODE", value_parser = ["require-success", "ignore-failures", "disabled"])]
     pub scripts: Option<String>,
@@ -51,9 +45,6 @@ pub struct GuestArgs {
     /// Mount points that are not frozen; they get a consistency level of their own.
     #[arg(long, value_name = "MOUNT", value_delimiter = ',')]
     pub exclude: Vec<String>,
-    /// Freeze every file system that can be frozen.
-    #[arg(long, conflicts_with = "exclude")]
-    pub exclude_nothing: bool,
     /// Choose the guest interaction proxy among all (default).
     #[arg(long, value_name = "automatic", value_parser = ["automatic"], conflicts_with = "prefer")]
     pub guest_interaction_proxy: Option<String>,
@@ -63,6 +54,21 @@ pub struct GuestArgs {
     /// Who serves a VM that none of the preferred servers can: the backup server (default) or none.
     #[arg(long, value_name = "WHO", value_parser = ["backup-server", "none"], requires = "prefer")]
     pub fallback: Option<String>,
+}
+
+/// What can be taken out of a job again.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Take out of the job")]
+pub struct RemovalArgs {
+    /// Take the pre-freeze script out of the job.
+    #[arg(long, conflicts_with = "pre_freeze_script")]
+    pub no_pre_freeze_script: bool,
+    /// Take the post-thaw script out of the job.
+    #[arg(long, conflicts_with = "post_thaw_script")]
+    pub no_post_thaw_script: bool,
+    /// Freeze every file system that can be frozen.
+    #[arg(long, conflicts_with = "exclude")]
+    pub exclude_nothing: bool,
 }
 
 /// Settings that only a job has.
@@ -81,20 +87,35 @@ impl GuestArgs {
         let proxy = preferred.as_ref().map(|_| "prefer".to_string()).or_else(|| self.guest_interaction_proxy.clone());
         Ok(GuestSettings {
             application_aware: self.application_aware.clone(),
-            pre_freeze_script: script(self.pre_freeze_script.as_deref(), self.no_pre_freeze_script)?,
-            post_thaw_script: script(self.post_thaw_script.as_deref(), self.no_post_thaw_script)?,
+            pre_freeze_script: self.pre_freeze_script.as_deref().map(script).transpose()?,
+            post_thaw_script: self.post_thaw_script.as_deref().map(script).transpose()?,
             scripts: self.scripts.clone(),
             script_timeout_s: self.script_timeout,
             checkpoint: switch(self.checkpoint, self.no_checkpoint),
             checkpoint_timeout_s: self.checkpoint_timeout,
             lease_ms: self.lease,
             freeze_budget_ms: self.freeze_budget,
-            exclude_mount_points: (self.exclude_nothing || !self.exclude.is_empty()).then(|| self.exclude.clone()),
+            exclude_mount_points: (!self.exclude.is_empty()).then(|| self.exclude.clone()),
             guest_interaction_proxy: proxy,
             preferred_servers: preferred,
             fallback: self.fallback.clone(),
             copy_limit_bytes_per_s: None,
         })
+    }
+}
+
+impl RemovalArgs {
+    /// The settings with what is taken out: an empty script and an empty list remove.
+    pub fn apply(&self, settings: &mut GuestSettings) {
+        if self.no_pre_freeze_script {
+            settings.pre_freeze_script = Some(String::new());
+        }
+        if self.no_post_thaw_script {
+            settings.post_thaw_script = Some(String::new());
+        }
+        if self.exclude_nothing {
+            settings.exclude_mount_points = Some(vec![]);
+        }
     }
 }
 
@@ -108,8 +129,7 @@ fn switch(on: bool, off: bool) -> Option<bool> {
     }
 }
 
-fn script(file: Option<&Path>, remove: bool) -> Result<Option<String>> {
-    let Some(file) = file else { return Ok(remove.then(String::new)) };
+fn script(file: &Path) -> Result<String> {
     let text = std::fs::read_to_string(file).map_err(|e| {
         Trouble::local(Exit::Failed, "script-unreadable", format!("the script {} could not be read", file.display()))
             .why(e.to_string())
@@ -119,7 +139,7 @@ fn script(file: Option<&Path>, remove: bool) -> Result<Option<String>> {
             .why("its first line does not begin with `#!`")
             .remedy("begin it with a line like `#!/bin/sh`"));
     }
-    Ok(Some(text))
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -131,10 +151,15 @@ mod tests {
     struct Probe {
         #[command(flatten)]
         guest: GuestArgs,
+        #[command(flatten)]
+        removal: RemovalArgs,
     }
 
     fn settings(args: &[&str]) -> Result<GuestSettings> {
-        Probe::try_parse_from(["probe"].iter().chain(args)).expect("the flags are right").guest.settings()
+        let probe = Probe::try_parse_from(["probe"].iter().chain(args)).expect("the flags are right");
+        let mut settings = probe.guest.settings()?;
+        probe.removal.apply(&mut settings);
+        Ok(settings)
     }
 
     #[test]

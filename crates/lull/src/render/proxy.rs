@@ -23,9 +23,10 @@ pub fn list(proxies: &[Proxy], look: &Look) -> String {
     table(look, &titles, rows.collect(), "There is no guest interaction proxy.")
 }
 
-/// One line: which proxy, in which tier, and the sentence about it.
+/// One line: which proxy, in which tier, and the sentence about it, without the VM's name before it.
 pub fn summary(explanation: &ProxyExplanation) -> String {
     let why = one_line(&explanation.summary);
+    let why = why.strip_prefix(&format!("{}: ", one_line(&explanation.vm))).unwrap_or(&why);
     let Some(chosen) = &explanation.chosen else { return format!("none: {why}") };
     let chosen = one_line(chosen);
     match explanation.tier {

@@ -96,7 +96,9 @@ fn leaves(task: &Task, look: &Look, why: bool) -> Vec<Leaf> {
     if let (true, Some(inventory)) = (why, &task.inventory) {
         leaves.push(Leaf::fact("inventory", serde_json::to_string_pretty(inventory).unwrap_or_default()));
     }
-    leaves.extend(task.notes.iter().map(|note| Leaf::fact("note", note.clone())));
+    let mut notes = task.notes.clone();
+    notes.dedup();
+    leaves.extend(notes.into_iter().map(|note| Leaf::fact("note", note)));
     if let Some(receipt) = &task.receipt {
         leaves.push(Leaf::of_receipt(receipt));
     }
@@ -166,9 +168,14 @@ impl Leaf {
     }
 
     fn of_receipt(receipt: &Receipt) -> Leaf {
-        let clean = receipt_is_clean(receipt);
-        let (mark, mark_tone) = if clean { ("✓", Tone::Good) } else { ("!", Tone::Warning) };
-        let tone = (!clean).then_some(Tone::Warning);
+        let left = !receipt.left_in_guest.is_empty() || !receipt.left_in_hypervisor.is_empty();
+        let (mark, mark_tone) = match (receipt_is_clean(receipt), left || !receipt.guest_checked) {
+            (true, _) => ("✓", Tone::Good),
+            (false, true) => ("!", Tone::Warning),
+            // A test or a quiesce has no business in the hypervisor, and no look into it.
+            (false, false) => ("·", Tone::Faint),
+        };
+        let tone = (mark_tone == Tone::Warning).then_some(Tone::Warning);
         Leaf { mark, mark_tone, tone, ..Leaf::fact("receipt", receipt_text(receipt)) }
     }
 
@@ -238,7 +245,7 @@ pub fn receipt_is_clean(receipt: &Receipt) -> bool {
 /// What a receipt says, in one sentence.
 pub fn receipt_text(receipt: &Receipt) -> String {
     let part = |place: &str, checked: bool, left: &[String]| match (checked, left) {
-        (false, _) => format!("the {place} could not be looked at"),
+        (false, _) => format!("the {place} was not looked at"),
         (true, []) => format!("nothing left in {place}"),
         (true, left) => format!("LEFT in {place}: {}", list(left)),
     };

@@ -82,6 +82,8 @@ fn a_wrong_command_line_ends_with_2_and_asks_nothing() {
         &["session", "list", "--limit", "100000"],
         &["credential", "set", "app"],
         &["quiesce", "shop"],
+        &["quiesce", "shop", "--application-aware", "disabled", "--", "true"],
+        &["quiesce", "shop", "--no-pre-freeze-script", "--", "true"],
         &["vm", "list", "--server", "ftp://backup"],
     ] {
         let output = run(&fake, args);

@@ -34,7 +34,7 @@ pub fn check(vm_name: &str, guest: &str, pinned: &[HostKey], shown: HostKey) -> 
         return Ok(HostKeySeen { key: shown, first_contact: false });
     }
     let known = pinned.iter().map(|k| format!("{} {}", k.algorithm, k.fingerprint)).collect::<Vec<_>>().join(" or ");
-    Err(ChannelError::new(
+    let error = ChannelError::new(
         Hop::HostKey,
         FailureKind::HostKey,
         format!(
@@ -44,7 +44,8 @@ pub fn check(vm_name: &str, guest: &str, pinned: &[HostKey], shown: HostKey) -> 
         format!(
             "if {vm_name} was reinstalled or its keys were renewed, compare the fingerprint on its console and accept it with `lull vm accept-host-key {vm_name}`; if not, somebody else answers at its address"
         ),
-    ))
+    );
+    Err(ChannelError { refused_key: Some(Box::new(shown)), ..error })
 }
 
 /// Host key algorithms in the order to ask for them: those of the pinned keys first, so that a guest with several keys
@@ -89,6 +90,7 @@ mod tests {
         let error = error.unwrap_err();
         assert_eq!(error.kind, FailureKind::HostKey);
         assert!(error.what.contains("SHA256:old") && error.what.contains("SHA256:new"), "{error}");
+        assert_eq!(error.refused_key.map(|key| key.fingerprint).as_deref(), Some("SHA256:new"));
         assert!(error.remedy.contains("lull vm accept-host-key db1"), "{}", error.remedy);
     }
 

@@ -4,6 +4,7 @@
 
 use super::Run;
 use crate::failure::{self, Stop};
+use crate::guest_session::GuestSession;
 use crate::receipt::GuestLook;
 use crate::reporter::StepOutcome;
 use lull_engine::failover::FailureClass;
@@ -39,7 +40,8 @@ impl Run<'_> {
                 Undo::Receipt => {}
             }
         }
-        self.receipt(owed.contains(&Undo::Receipt), &mut receipt).await;
+        let refused = self.guest.as_ref().is_some_and(GuestSession::was_refused);
+        self.receipt(owed.contains(&Undo::Receipt) && !refused, &mut receipt).await;
         if let Some(guest) = &mut self.guest {
             guest.close().await;
         }

@@ -252,7 +252,8 @@ impl Drop for Bed {
         let _ = self.holder.kill();
         let _ = self.holder.wait();
         self.under_slow = None;
-        run(&format!("umount {0}/under 2>/dev/null || true", self.scratch.path().display()));
+        // Lazily: the loop device of /slow may hold it a moment longer, and its folder must go now.
+        run(&format!("umount -l {0}/under 2>/dev/null || true", self.scratch.path().display()));
     }
 }
 

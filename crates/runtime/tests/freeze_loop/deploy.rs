@@ -22,7 +22,8 @@ pub fn deploy(bed: &Bed) -> String {
     std::fs::create_dir(&outside).unwrap();
     std::fs::set_permissions(&outside, std::fs::Permissions::from_mode(0o700)).unwrap();
     let file = outside.join("lull-runtime");
-    std::fs::copy(bed::component(), &file).unwrap();
+    // By another process: a descriptor open for writing here could be inherited by another test's fork, and the file be busy.
+    bed::run(&format!("cp {} {}", bed::component().display(), file.display()));
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o700)).unwrap();
     format!("{folder}/lull-runtime")
 }

@@ -4,6 +4,7 @@
 //! Acts on nothing itself: the actions it returns are the caller's to perform.
 
 use crate::hub::Hub;
+use crate::instant::to_the_second;
 use crate::store::sessions::{TaskOutcome, TaskRow};
 use crate::store::writes::Write;
 use crate::store::{Store, StoreError};
@@ -270,7 +271,7 @@ fn remembered(action: &Action, open: &OpenTask, now: Timestamp) -> Option<Write>
         Action::RememberFailure { proxy, class, cause } => Some(Write::ProxyFailed(Box::new(RememberedFailure {
             vm: VmId(vm),
             server: *proxy,
-            at: now,
+            at: to_the_second(now),
             class: *class,
             cause: cause.clone(),
         }))),
@@ -282,7 +283,7 @@ fn remembered(action: &Action, open: &OpenTask, now: Timestamp) -> Option<Write>
             vm_name: open.row.vm_name.clone(),
             session: (open.row.work.kind != crate::store::sessions::SessionKind::Test)
                 .then_some(SessionId(open.row.session)),
-            at: now,
+            at: to_the_second(now),
             cause: cause.clone(),
         }))),
         _ => None,

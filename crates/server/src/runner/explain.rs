@@ -30,12 +30,16 @@ pub fn explanation(decision: &Decision, servers: &[ManagedServer]) -> ProxyExpla
         reason: other.judgement.to_string(),
     });
     let text = decision.to_string();
-    let head = text.split("\n  ").next().unwrap_or_default();
+    let mut lines = text.lines();
+    let head = lines.next().unwrap_or_default();
+    // What holds for the whole choice stands in the second line.
+    let note = lines.next().filter(|_| decision.note.is_some()).map(|line| format!("; {}", line.trim()));
+    let nobody = head.strip_prefix(&format!("{}: ", decision.vm_name)).unwrap_or(head);
     ProxyExplanation {
         vm: decision.vm_name.clone(),
         chosen: decision.chosen.as_ref().map(|chosen| chosen.name.clone()),
         tier: decision.chosen.as_ref().map(|chosen| chosen.tier.number()),
-        summary: why.clone().unwrap_or_else(|| head.to_string()),
+        summary: why.clone().unwrap_or_else(|| nobody.to_string()) + &note.unwrap_or_default(),
         candidates: chosen.chain(others).collect(),
     }
 }
@@ -53,7 +57,7 @@ pub fn spilled(mut explanation: ProxyExplanation, to: &ManagedServer, tier: Tier
             candidate.reason = format!("chosen, {}: a better one {full}", words(tier));
         }
     }
-    explanation.summary = format!("{}: {} ({tier}), since a better one {full}", explanation.vm, to.name);
+    explanation.summary = format!("{}; a better one {full}", words(tier));
     explanation.chosen = Some(to.name.clone());
     explanation.tier = Some(tier.number());
     explanation
@@ -66,7 +70,7 @@ pub fn without_guest(vm: &str, server: &ManagedServer) -> ProxyExplanation {
         vm: vm.to_string(),
         chosen: Some(server.name.clone()),
         tier: None,
-        summary: format!("{vm}: {}, since {reason}", server.name),
+        summary: reason.to_string(),
         candidates: vec![ProxyCandidate {
             name: server.name.clone(),
             chosen: true,
@@ -81,4 +85,40 @@ pub fn without_guest(vm: &str, server: &ManagedServer) -> ProxyExplanation {
 fn words(tier: Tier) -> String {
     let text = tier.to_string();
     text.split_once(": ").map_or(text.clone(), |(_, words)| words.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lull_engine::ids::VmId;
+    use lull_engine::infrastructure::ChannelKind;
+    use lull_engine::selection::{Chosen, Note};
+    use uuid::Uuid;
+
+    #[test]
+    fn what_holds_for_the_whole_choice_is_part_of_the_sentence() {
+        let chosen = Chosen {
+            server: ServerId(Uuid::nil()),
+            name: "backup-server".into(),
+            tier: Tier::RemoteBackupServer,
+            channel: ChannelKind::Ssh,
+            running_tasks: 1,
+            slots: 4,
+            recently_failed: false,
+        };
+        let mut decision = Decision {
+            vm: VmId(Uuid::nil()),
+            vm_name: "db".into(),
+            chosen: Some(chosen),
+            others: Vec::new(),
+            note: None,
+        };
+        let plain = "another network, the backup server, over SSH; 1 of 4 slots in use";
+        assert_eq!(explanation(&decision, &[]).summary, plain);
+        decision.note = Some(Note::BackupServerTookOver);
+        let summary = explanation(&decision, &[]).summary;
+        assert!(summary.starts_with(plain) && summary.contains("none of the preferred servers"), "{summary}");
+        (decision.chosen, decision.note) = (None, None);
+        assert_eq!(explanation(&decision, &[]).summary, "no server can serve it");
+    }
 }

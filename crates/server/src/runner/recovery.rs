@@ -201,10 +201,12 @@ async fn conclude(
     };
     let note = |level: &str, text: String| EventKind::Note { level: level.into(), text };
     let happening = match result {
-        Ok(receipt) => {
+        // There was nothing to do, so there is nothing to tell.
+        Ok(None) => Happening::event(done),
+        Ok(Some(receipt)) => {
             // Read anew: the other half may have concluded meanwhile.
             let known = server.book.open_task(open.row.id).await.map(|open| open.row.outcome);
-            let outcome = receipt.map(|receipt| merged(known.unwrap_or_default(), part, receipt));
+            let outcome = Some(merged(known.unwrap_or_default(), part, receipt));
             Happening { told: vec![note("info", words.into())], outcome, ..Happening::event(done) }
         }
         Err(cause) => {

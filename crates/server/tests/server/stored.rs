@@ -168,3 +168,24 @@ async fn deleting_a_restore_point_deletes_its_files_and_no_others() {
     let points: Vec<RestorePoint> = server.client.get("/restore-points").await.unwrap();
     assert_eq!(points, []);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_nothing_can_be_written_down_nothing_goes_on() {
+    let (place, fake, server) = one_vm().await;
+    fake.set(|script| script.pause_ms = 30);
+    let id = server.run("j").await.summary.id;
+    server.until(id, "steps run", |s| s.tasks[0].steps.len() >= 3).await;
+    // Longer than SQLite itself waits for another writer.
+    let mut other =
+        sqlx::sqlite::SqliteConnectOptions::new().filename(place.state.join("lull.db")).connect().await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let before = server.session(id).await.last_event;
+    tokio::time::sleep(std::time::Duration::from_secs(12)).await;
+    let session = server.session(id).await;
+    assert_eq!((session.last_event, session.summary.state.as_str()), (before, "running"));
+    sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+    let session = server.finished(id).await;
+    assert_eq!(session.summary.result.as_deref(), Some("success"), "{session:#?}");
+    let numbers: Vec<u64> = server.events(id).await.iter().map(|event| event.seq).collect();
+    assert_eq!(numbers, (1..=session.last_event).collect::<Vec<_>>());
+}

@@ -38,6 +38,9 @@ pub struct Verdict {
     pub freeze_window_us: Option<u64>,
     /// Why the session did not succeed.
     pub failure: Option<String>,
+    /// Whether the session failed for COMMAND's own exit code, and for nothing else.
+    #[serde(skip)]
+    pub only_command_failed: bool,
     /// What the receipt says.
     pub receipt: Option<String>,
     /// Exit code of this program.
@@ -81,6 +84,8 @@ impl Verdict {
             level_reasons: task.as_ref().map(|task| task.level_reasons.clone()).unwrap_or_default(),
             freeze_window_us: task.as_ref().and_then(|task| task.freeze_window_us),
             failure: task.as_ref().and_then(|task| task.failure.as_ref()).map(|failure| failure.text.clone()),
+            only_command_failed: command_exit_code != Some(0)
+                && task.as_ref().and_then(|task| task.failure.as_ref()).is_some_and(|f| f.step == "snapshot"),
             receipt: task.as_ref().and_then(|task| task.receipt.as_ref()).map(session::receipt_text),
             exit_code,
         }
@@ -115,7 +120,8 @@ impl Verdict {
         for reason in &self.level_reasons {
             add("level", reason);
         }
-        if let Some(failure) = &self.failure {
+        // That COMMAND failed was said above; to the session it is the snapshot that failed.
+        if let Some(failure) = self.failure.as_ref().filter(|_| !self.only_command_failed) {
             add("failure", failure);
         }
         if let Some(receipt) = &self.receipt {

@@ -137,8 +137,8 @@ fn a_failure_names_hop_cause_and_remedy() {
    │                               to 10.0.0.5:22: connection refused
    │                                 do: see whether sshd runs in the
    │                                   guest
-   └─ ! receipt                    the guest could not be looked at; nothing
-                                   left in hypervisor
+   └─ ! receipt                    the guest was not looked at; nothing left
+                                   in hypervisor
 "
     );
 }

@@ -1,0 +1,46 @@
+//! All scenarios by name, the hardest first.
+
+mod applications;
+mod cancel;
+mod hold;
+mod hops;
+mod hypervisor;
+mod input;
+mod killed;
+mod login;
+mod repository;
+mod room;
+mod scripts;
+
+use crate::world::World;
+
+/// Plays one piece of bad luck and asserts what became of it; panics where it is not as it should be.
+pub struct Scenario {
+    pub name: &'static str,
+    pub play: fn(&mut World),
+}
+
+/// In the order in which they are played.
+pub const ALL: &[Scenario] = &[
+    Scenario { name: "server killed while the guest is frozen", play: killed::while_frozen },
+    Scenario { name: "server stopped while the guest is frozen", play: killed::stopped_while_frozen },
+    Scenario { name: "server killed while data is copied", play: killed::while_copying },
+    Scenario { name: "a file created while frozen appears after the thaw", play: hold::file_created_while_frozen },
+    Scenario { name: "exit codes of quiesce", play: hold::exit_codes },
+    Scenario { name: "a command longer than the budget", play: hold::longer_than_the_budget },
+    Scenario { name: "the caller of quiesce killed", play: hold::caller_killed },
+    Scenario { name: "wrong password, sudo refused, su refused", play: login::refused },
+    Scenario { name: "changed host key", play: login::changed_host_key },
+    Scenario { name: "port closed, silent, no route", play: hops::unreachable },
+    Scenario { name: "frozen by somebody else", play: hold::frozen_by_somebody_else },
+    Scenario { name: "scripts that fail, hang or print binary", play: scripts::bad_scripts },
+    Scenario { name: "PostgreSQL refusing, slow or down", play: applications::postgres },
+    Scenario { name: "repository full under write load", play: repository::full },
+    Scenario { name: "repository gone", play: repository::gone },
+    Scenario { name: "VM paused, in another backup, socket taken", play: hypervisor::busy },
+    Scenario { name: "leftovers in the hypervisor", play: hypervisor::leftovers },
+    Scenario { name: "backup after backup", play: hypervisor::backup_after_backup },
+    Scenario { name: "cancelled at each step", play: cancel::at_each_step },
+    Scenario { name: "no folder for programs, no room", play: room::none },
+    Scenario { name: "unknown names and malformed input", play: input::wrong },
+];

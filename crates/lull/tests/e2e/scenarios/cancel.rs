@@ -1,0 +1,67 @@
+//! Cancelled at each step: the session says so, and the guest is as before.
+
+use crate::scenarios::hold::Hold;
+use crate::world::{World, assert_clean_receipt, task};
+use lull_api::session::Session;
+
+/// Steps at which a backup can be cancelled, in their order; the later ones are over before a person can.
+const STEPS: &[&str] = &["connect", "deploy", "inventory", "pre-script", "quiesce", "freeze", "copy", "verify"];
+/// From here on a cancel may come too late; then the session ends as if nobody had asked.
+const MAY_BE_TOO_LATE: &str = "verify";
+
+pub fn at_each_step(world: &mut World) {
+    let (pre, post) = (world.folder.join("pre.sh"), world.folder.join("post.sh"));
+    std::fs::write(&pre, "#!/bin/sh\ntouch /run/pre-ran\nsleep 3\n").unwrap();
+    std::fs::write(&post, "#!/bin/sh\nrm /run/pre-ran\n").unwrap();
+    let (pre, post) = (pre.display().to_string(), post.display().to_string());
+    let scripts = ["--pre-freeze-script", &pre, "--post-thaw-script", &post, "--copy-limit", "16MiB"];
+    world.make_job("with-scripts", &scripts);
+    for step in STEPS {
+        if *step == MAY_BE_TOO_LATE {
+            world.make_job("with-scripts", &scripts[..4]);
+        }
+        let (id, events) = world.start_job("with-scripts");
+        events.until_step(step);
+        let asked = world.lull(&["session", "cancel", &id.to_string()]);
+        let session = world.finished(id);
+        let result = session.summary.result.as_deref();
+        let too_late = *step == MAY_BE_TOO_LATE && result == Some("success");
+        if !too_late {
+            assert_eq!((result, asked.code), (Some("cancelled"), 0), "at {step}: {asked:?} {session:#?}");
+            assert_eq!(events.end(), 7, "whoever follows is told, at {step}");
+            assert_eq!(task(&session).restore_point, None, "at {step}: {session:#?}");
+            says_where(&session, step);
+        }
+        assert_eq!(world.guest.ssh("ls /run/pre-ran 2>/dev/null; true"), "", "the post-thaw script ran, at {step}");
+        if task(&session).steps.iter().any(|s| s.step == "deploy") {
+            assert_clean_receipt(&session);
+        }
+        world.assert_calm();
+    }
+    world.lull(&["job", "remove", "with-scripts"]).ok();
+    while_held(world);
+}
+
+/// The step that was cut short is the one that was asked for, or the one after it.
+fn says_where(session: &Session, step: &str) {
+    let steps = &task(session).steps;
+    let asked = steps.iter().position(|s| s.step == step).unwrap();
+    let cancelled = steps.iter().position(|s| s.state == "cancelled");
+    assert!(cancelled.is_none_or(|at| at >= asked), "cancelled at {step}: {steps:#?}");
+}
+
+/// The caller's command is told that it cannot be trusted.
+fn while_held(world: &mut World) {
+    let pulse = world.guest.pulse();
+    let hold = Hold::begin(world, &[]);
+    pulse.assert_frozen();
+    let fault = std::time::Instant::now();
+    world.lull(&["session", "cancel", &hold.session.to_string()]).ok();
+    let thawed = pulse.thaw_after(fault);
+    println!("   cancelled while held: a write got through after {} ms", thawed.as_millis());
+    let id = hold.session;
+    assert_eq!(hold.end().code, 124);
+    let session = world.finished(id);
+    assert_eq!(session.summary.result.as_deref(), Some("cancelled"), "{session:#?}");
+    assert_clean_receipt(&session);
+}
