@@ -69,7 +69,9 @@ impl GuestSession<'_> {
             ScriptEnd::Exited(0) => return Ok(format!("exit code 0 {took}")),
             ScriptEnd::Exited(code) => format!("the {name} ended with exit code {code} {took}"),
             ScriptEnd::Signalled(signal) => format!("the {name} was killed by signal {signal} {took}"),
-            ScriptEnd::TimedOut => format!("the {name} took longer than {} ms and was killed", scripts.timeout_ms),
+            ScriptEnd::TimedOut => {
+                format!("the {name} took longer than {} s and was killed", scripts.timeout_ms.div_ceil(1_000))
+            }
             ScriptEnd::Cancelled => format!("the {name} was killed {took}"),
         };
         let last = last_line(&result.output);
