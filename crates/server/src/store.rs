@@ -58,11 +58,13 @@ pub enum StoreError {
         /// What is wrong.
         what: String,
     },
-    /// A value of this name is there already.
-    #[error("there is a {kind} of this name, path or VM already")]
+    /// What may be there once is there already.
+    #[error("there is a {kind} of this {what} already")]
     Taken {
         /// What kind of thing.
         kind: &'static str,
+        /// What may be there once: `name`, `folder`, …
+        what: &'static str,
     },
     /// Something else still refers to it.
     #[error("something else still refers to this {kind}")]
@@ -209,7 +211,15 @@ impl Store {
     /// A failed write of one `kind` of thing: taken names and things in use are told apart from real failures.
     fn refused(&self, kind: &'static str, doing: &'static str, source: sqlx::Error) -> StoreError {
         match source.as_database_error() {
-            Some(error) if error.is_unique_violation() => StoreError::Taken { kind },
+            // SQLite says `UNIQUE constraint failed: TABLE.COLUMN`.
+            Some(error) if error.is_unique_violation() => {
+                let what = match error.message().rsplit('.').next() {
+                    Some("name") => "name",
+                    Some("path" | "qemu_dir") => "folder",
+                    _ => "name, folder or VM",
+                };
+                StoreError::Taken { kind, what }
+            }
             // SQLite reports `ON DELETE RESTRICT` below a cascade as a trigger's refusal (SQLITE_CONSTRAINT_TRIGGER).
             Some(error) if error.is_foreign_key_violation() || error.code().as_deref() == Some("1811") => {
                 StoreError::InUse { kind }

@@ -24,8 +24,8 @@ impl From<Problem> for Fault {
 impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Self {
         let problem = match &error {
-            StoreError::Taken { kind } => Problem::new(409, "name-taken", error.to_string())
-                .remedy(format!("choose another name or path for this {kind}")),
+            StoreError::Taken { kind, what } => Problem::new(409, "name-taken", error.to_string())
+                .remedy(format!("choose another {what} for this {kind}")),
             StoreError::InUse { .. } => {
                 Problem::new(409, "in-use", error.to_string()).remedy("remove what refers to it first")
             }

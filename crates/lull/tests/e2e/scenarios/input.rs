@@ -21,7 +21,11 @@ pub fn wrong(world: &mut World) {
         (&["job", "run", "nigthly"], 3, &["nigthly", "nightly"]),
         (&["job", "create", "x", "--vm", "shop,ghost", "--repository", "local"], 3, &["ghost", "shop"]),
         (&["job", "create", "x", "--vm", "shop", "--repository", "lost"], 3, &["lost", "local"]),
-        (&["job", "create", "nightly", "--vm", "shop", "--repository", "local"], 3, &["nightly"]),
+        (
+            &["job", "create", "nightly", "--vm", "shop", "--repository", "local"],
+            3,
+            &["a job of this name", "choose another name"],
+        ),
         (&["job", "create", "x", "--vm", "shop", "--repository", "local", "--freeze-budget", "2m"], 3, &["60"]),
         (&["job", "create", "x", "--vm", "shop", "--repository", "local", "--lease", "soon"], 2, &["soon"]),
         (&["job", "create", "x", "--vm", "shop", "--repository", "local", "--prefer", "ghost"], 3, &["ghost"]),

@@ -20,7 +20,9 @@ pub fn none(world: &mut World) {
     assert_ne!(session.summary.result.as_deref(), Some("failed"), "another folder serves: {session:#?}");
 
     // Programs are forbidden everywhere.
-    let mounts = FOLDERS.map(|d| format!("mount --bind {d} {d} && mount -o remount,bind,noexec {d}")).join(" && ");
+    let mounts = FOLDERS
+        .map(|d| format!("mkdir -p {d} && mount --bind {d} {d} && mount -o remount,bind,noexec {d}"))
+        .join(" && ");
     world.guest.ssh(&mounts);
     let session = test_now(world);
     world.guest.ssh(&FOLDERS.map(|d| format!("umount {d}")).join(" && "));
