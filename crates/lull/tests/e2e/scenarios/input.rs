@@ -66,7 +66,7 @@ fn raw(world: &World) {
     let token = token.trim();
     // Path, body, status, what is said.
     let table: [(&str, &str, &str, &[&str]); 5] = [
-        ("/jobs", "{", "400", &["json"]),
+        ("/jobs", "{", "422", &["json"]),
         ("/jobs", "{\"name\": 7}", "422", &["name"]),
         (
             "/jobs",
