@@ -21,13 +21,16 @@ pub const VM: &str = "shop";
 /// Name of the job that always stands.
 pub const JOB: &str = "nightly";
 
+/// A file as it was: path, bytes, when it was written.
+type FileSeen = (PathBuf, u64, SystemTime);
+
 pub struct World {
     pub folder: PathBuf,
     pub guest: Guest,
     server: Option<Child>,
     listen: String,
     /// The first restore point, with its files as they were.
-    first: Option<(RestorePoint, Vec<(PathBuf, u64, SystemTime)>)>,
+    first: Option<(RestorePoint, Vec<FileSeen>)>,
 }
 
 /// What a signal to the tests must end: folder of the guest, process id of the server.
@@ -307,7 +310,7 @@ fn folder_name(point: &RestorePoint) -> String {
     PathBuf::from(&point.directory).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-fn files_of(point: &RestorePoint) -> Vec<(PathBuf, u64, SystemTime)> {
+fn files_of(point: &RestorePoint) -> Vec<FileSeen> {
     let mut files: Vec<_> = files_below(&PathBuf::from(&point.directory))
         .into_iter()
         .map(|file| {
