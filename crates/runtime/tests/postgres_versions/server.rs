@@ -230,6 +230,13 @@ impl Server {
         self.running.take().expect("the server ran").wait().unwrap();
     }
 
+    /// Whether any process still works in the data directory.
+    pub fn has_processes(&self) -> bool {
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let mut working = processes.filter_map(|process| fs::read_link(process.path().join("cwd")).ok());
+        working.any(|dir| dir == self.data)
+    }
+
     /// The process among its children whose title contains `title`.
     pub fn child(&self, title: &str) -> u32 {
         let children = format!("/proc/{0}/task/{0}/children", self.pid());
