@@ -12,6 +12,9 @@ use crate::session::{EventKind, SessionEvent};
 
 /// Longest line of an event stream, in bytes.
 const EVENT_LINE_BYTES_MAX: usize = 4 << 20;
+/// A server that says nothing for this long is taken for gone: an event stream shows every 5 s that it lives, and every answer but
+/// those of [`Client::post_and_wait`] takes less.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// An event stream that breaks is opened again this often, with growing pauses, before it is an error.
 const RECONNECTS_MAX: u32 = 10;
 
@@ -49,6 +52,8 @@ pub enum ClientError {
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
+    /// For answers that may take long.
+    patient: reqwest::Client,
     server: String,
     token: String,
 }
@@ -56,13 +61,16 @@ pub struct Client {
 impl Client {
     /// `server` as `http://127.0.0.1:7420`; `token` as in the file `admin-token`.
     pub fn new(server: &str, token: &str) -> Result<Self, ClientError> {
+        Client::that_waits(server, token, SILENCE_MAX)
+    }
+
+    fn that_waits(server: &str, token: &str, silence: Duration) -> Result<Self, ClientError> {
         let server = server.trim_end_matches('/').to_string();
-        let http = reqwest::Client::builder()
-            .connect_timeout(Duration::from_secs(5))
-            .no_proxy()
-            .build()
-            .map_err(|source| ClientError::Unreachable { server: server.clone(), source })?;
-        Ok(Client { http, server, token: token.trim().to_string() })
+        let builder = || reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).no_proxy();
+        let failed = |source| ClientError::Unreachable { server: server.clone(), source };
+        let http = builder().read_timeout(silence).build().map_err(failed)?;
+        let patient = builder().build().map_err(failed)?;
+        Ok(Client { http, patient, server, token: token.trim().to_string() })
     }
 
     /// Address of the server.
@@ -78,6 +86,15 @@ impl Client {
     /// `POST /api/v1{path}` with a body.
     pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
         self.answer(self.send(Method::POST, path, Some(body)).await?).await
+    }
+
+    /// The same, for what may take minutes, such as reading a restore point to its end.
+    pub async fn post_and_wait<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        self.answer(self.send_by(&self.patient, Method::POST, path, Some(body)).await?).await
     }
 
     /// `PATCH /api/v1{path}` with a body.
@@ -106,7 +123,17 @@ impl Client {
         path: &str,
         body: Option<&(impl Serialize + ?Sized)>,
     ) -> Result<Response, ClientError> {
-        let mut request = self.http.request(method, format!("{}/api/v1{path}", self.server)).bearer_auth(&self.token);
+        self.send_by(&self.http, method, path, body).await
+    }
+
+    async fn send_by(
+        &self,
+        http: &reqwest::Client,
+        method: Method,
+        path: &str,
+        body: Option<&(impl Serialize + ?Sized)>,
+    ) -> Result<Response, ClientError> {
+        let mut request = http.request(method, format!("{}/api/v1{path}", self.server)).bearer_auth(&self.token);
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -223,5 +250,27 @@ impl LineReader {
                 None => return Err(ClientError::Ended { server: client.server.clone() }),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_server_that_accepts_and_never_answers_is_an_error() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        let silent = tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((connection, _)) = listener.accept().await {
+                held.push(connection);
+            }
+        });
+        let client = Client::that_waits(&server, "token", Duration::from_millis(200)).unwrap();
+        let answer = client.get::<serde_json::Value>("/jobs").await;
+        assert!(matches!(answer, Err(ClientError::Unreachable { .. })), "{answer:?}");
+        silent.abort();
     }
 }

@@ -176,7 +176,7 @@ pub async fn restore_point(client: &Client, id: &str) -> Answer<RestorePoint> {
 }
 
 pub async fn verify_restore_point(client: &Client, id: &str) -> Answer<Verification> {
-    client.post(&format!("/restore-points/{}/verify", segment(id)), &()).await
+    client.post_and_wait(&format!("/restore-points/{}/verify", segment(id)), &()).await
 }
 
 pub async fn remove_restore_point(client: &Client, id: &str) -> Answer<()> {
