@@ -68,6 +68,8 @@ pub struct Vm {
     pub credential: Option<String>,
     /// Fingerprint of the pinned SSH host key.
     pub host_key: Option<String>,
+    /// Fingerprint of another key that the guest showed last and that was refused; a person may accept it.
+    pub refused_host_key: Option<String>,
     /// State in the hypervisor (`running`, `paused`, …), or why it is not known.
     pub state: String,
     /// Disks, as the hypervisor names them.

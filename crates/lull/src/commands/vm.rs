@@ -11,8 +11,8 @@ use crate::terminal;
 use crate::trouble::{Result, Trouble};
 use clap::{Args, Subcommand};
 use lull_api::Client;
-use lull_api::infrastructure::{Vm, VmChange};
-use lull_api::session::{QuiesceRequest, Session};
+use lull_api::infrastructure::VmChange;
+use lull_api::session::QuiesceRequest;
 use std::net::IpAddr;
 
 const SET_EXAMPLES: &str = "\
@@ -132,10 +132,10 @@ fn change(args: &SetArgs) -> Result<VmChange> {
 
 /// Asks the guest for its key, shows both fingerprints, and asks a person. Returns the fingerprint to accept.
 async fn ask_for_key(client: &Client, screen: &Screen, vm: &str) -> Result<String> {
-    let known = calls::vm(client, vm).await?;
     let test = calls::test_vm(client, vm).await?;
     let test = follow::quietly(client, screen, test).await?;
-    let Some(shown) = refused_key(&known, &test) else {
+    let known = calls::vm(client, vm).await?;
+    let Some(shown) = known.refused_host_key else {
         let pinned = known.host_key.as_deref().unwrap_or("none yet");
         return Err(Trouble::local(Exit::Refused, "no-changed-key", format!("{vm} did not show another host key"))
             .why(format!("the pinned key is {pinned}, and the test (session {}) did not fail for it", test.summary.id))
@@ -156,18 +156,6 @@ async fn ask_for_key(client: &Client, screen: &Screen, vm: &str) -> Result<Strin
                 "compare with the guest's console, then `lull vm accept-host-key {vm} --fingerprint {shown}`"
             ))),
     }
-}
-
-/// Fingerprint in a test's failure that is not the pinned one.
-fn refused_key(known: &Vm, test: &Session) -> Option<String> {
-    let failure = test.tasks.first()?.failure.as_ref()?;
-    let words = failure.cause.split_whitespace().chain(failure.text.split_whitespace());
-    words
-        .filter(|word| word.starts_with("SHA256:"))
-        .map(|word| word.trim_end_matches([',', ';', '.', ')', ':']).to_string())
-        .find(|word| {
-            fingerprint(word).is_ok() && !known.host_key.as_deref().unwrap_or_default().contains(word.as_str())
-        })
 }
 
 fn fingerprint(text: &str) -> std::result::Result<String, String> {

@@ -66,6 +66,7 @@ pub fn vm(vm: &Vm, look: &Look) -> String {
             ("connect", vm.connect.clone().unwrap_or_default()),
             ("credential", or_dash(vm.credential.as_deref())),
             ("host key", vm.host_key.clone().unwrap_or_else(|| "- (pinned at the first contact)".into())),
+            ("refused key", vm.refused_host_key.clone().unwrap_or_default()),
             ("disks", or_dash(Some(&vm.disks.join("\n")))),
         ],
     )
@@ -183,6 +184,7 @@ mod tests {
             connect: None,
             credential: Some("root-key".into()),
             host_key: None,
+            refused_host_key: None,
             state: "running".into(),
             disks: vec!["disk0".into()],
         }

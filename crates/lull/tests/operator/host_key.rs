@@ -3,7 +3,7 @@
 use crate::fake::Fake;
 use crate::run::{Outcome, run};
 use crate::samples::{failure, finished, vm};
-use lull_api::session::Failure;
+use lull_api::infrastructure::Vm;
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -16,14 +16,9 @@ fn fingerprint(letter: &str) -> String {
 fn changed() -> Fake {
     let fake = Fake::start();
     let mut test = finished("test", "failed");
-    let (pinned, shown) = (fingerprint("a"), fingerprint("b"));
-    test.tasks[0].failure = Some(Failure {
-        cause: format!(
-            "it shows another host key: ssh-ed25519 {shown} instead of ssh-ed25519 {pinned}; nothing was sent"
-        ),
-        ..failure()
-    });
-    fake.script.answer("GET /vms/shop", &vm()).answer("POST /vms/shop/test", &test);
+    test.tasks[0].failure = Some(failure());
+    let refused = Vm { refused_host_key: Some(fingerprint("b")), ..vm() };
+    fake.script.answer("GET /vms/shop", &refused).answer("POST /vms/shop/test", &test);
     fake.script.answer("POST /vms/shop/accept-host-key", &vm());
     fake
 }
@@ -79,7 +74,7 @@ fn without_a_terminal_the_command_to_give_is_named() {
 #[test]
 fn a_guest_with_the_pinned_key_needs_no_acceptance() {
     let fake = changed();
-    fake.script.answer("POST /vms/shop/test", &finished("test", "success"));
+    fake.script.answer("GET /vms/shop", &vm()).answer("POST /vms/shop/test", &finished("test", "success"));
     let outcome = run(&fake, &["vm", "accept-host-key", "shop"]);
     assert_eq!(outcome.code, 3, "{outcome:?}");
     assert!(outcome.stderr.contains("did not show another host key"), "{outcome:?}");

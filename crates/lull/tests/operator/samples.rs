@@ -16,6 +16,7 @@ pub fn vm() -> Vm {
         connect: None,
         credential: Some("root-key".into()),
         host_key: Some(format!("SHA256:{}", "a".repeat(43))),
+        refused_host_key: None,
         state: "running".into(),
         disks: vec!["disk0".into()],
     }

@@ -236,6 +236,7 @@ pub async fn named(server: &Server, wanted: &str) -> Answer<VmRow> {
 struct Names {
     credentials: BTreeMap<Uuid, String>,
     pinned: BTreeMap<Uuid, String>,
+    refused: BTreeMap<Uuid, String>,
 }
 
 impl Names {
@@ -243,7 +244,8 @@ impl Names {
         let credentials = server.store.credentials().await?;
         Ok(Names {
             credentials: credentials.into_iter().map(|row| (row.id, row.name)).collect(),
-            pinned: server.store.pinned_fingerprints().await?,
+            pinned: server.store.fingerprints(true).await?,
+            refused: server.store.fingerprints(false).await?,
         })
     }
 
@@ -257,6 +259,7 @@ impl Names {
             connect: row.connect,
             credential: row.credential.and_then(|id| self.credentials.get(&id).cloned()),
             host_key: self.pinned.get(&row.id).cloned(),
+            refused_host_key: self.refused.get(&row.id).cloned(),
             state: row.state,
             disks: row.disks,
         }

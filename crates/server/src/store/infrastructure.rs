@@ -267,10 +267,10 @@ impl Store {
         Ok((of(true), of(false)))
     }
 
-    /// Fingerprint of every pinned host key, by VM.
-    pub async fn pinned_fingerprints(&self) -> Result<BTreeMap<Uuid, String>, StoreError> {
-        let sql = "SELECT vm, fingerprint FROM host_keys WHERE pinned = 1";
-        let rows = sqlx::query(sql).fetch_all(&self.readers).await;
+    /// Fingerprint of every pinned host key, or of every one that was refused last, by VM.
+    pub async fn fingerprints(&self, pinned: bool) -> Result<BTreeMap<Uuid, String>, StoreError> {
+        let sql = "SELECT vm, fingerprint FROM host_keys WHERE pinned = $1";
+        let rows = sqlx::query(sql).bind(pinned).fetch_all(&self.readers).await;
         let rows = rows.map_err(|e| self.failed("reading host keys", e))?;
         rows.iter().map(|row| Ok((self.id(row, 0)?, row.get(1)))).collect()
     }

@@ -125,12 +125,13 @@ async fn a_changed_host_key_waits_for_a_person() {
     assert!(session.tasks[0].notes.iter().any(|n| n.contains("SHA256:second") && n.contains("SHA256:first")));
     let vm: Vm = server.client.get("/vms/db").await.unwrap();
     assert_eq!(vm.host_key.as_deref(), Some("SHA256:first"), "a new key is never pinned by itself");
+    assert_eq!(vm.refused_host_key.as_deref(), Some("SHA256:second"));
 
     let accept = |fingerprint: &str| AcceptHostKey { fingerprint: fingerprint.into() };
     let other = problem(server.client.post::<Vm>("/vms/db/accept-host-key", &accept("SHA256:third")).await);
     assert_eq!((other.status, other.code.as_str()), (409, "other-host-key"));
     let vm: Vm = server.client.post("/vms/db/accept-host-key", &accept("SHA256:second")).await.unwrap();
-    assert_eq!(vm.host_key.as_deref(), Some("SHA256:second"));
+    assert_eq!((vm.host_key.as_deref(), vm.refused_host_key), (Some("SHA256:second"), None));
     let vm: Vm = server.client.post("/vms/db/accept-host-key", &accept("SHA256:second")).await.unwrap();
     assert_eq!(vm.host_key.as_deref(), Some("SHA256:second"));
     let none = problem(server.client.post::<Vm>("/vms/web/accept-host-key", &accept("SHA256:x")).await);
