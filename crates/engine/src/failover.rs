@@ -47,6 +47,8 @@ pub enum FailureClass {
     VmBusy,
     /// The repository is full, slow, gone, or the file in it is damaged.
     Repository,
+    /// The caller of a hold, or the command that it ran meanwhile.
+    Caller,
     /// A person cancelled.
     Cancelled,
     /// The backup server stopped while the task was open.
@@ -91,6 +93,7 @@ pub fn next_move(class: FailureClass, attempts: u32) -> NextMove {
         | FailureClass::Hypervisor
         | FailureClass::VmBusy
         | FailureClass::Repository
+        | FailureClass::Caller
         | FailureClass::Cancelled
         | FailureClass::ServerRestarted
         | FailureClass::Gone

@@ -94,7 +94,7 @@ fn while_waiting(state: &TaskState, event: &TaskEvent, now: Timestamp) -> Result
                 step: None,
                 hop: Hop::BackupServer,
                 cause: "the backup server stopped before the task began, and nothing was done".into(),
-                remedy: "run the job again".into(),
+                remedy: "run it again".into(),
                 class: FailureClass::ServerRestarted,
             }),
         }),
@@ -163,7 +163,7 @@ fn while_held(
                 step: at.map(|(step, _)| step),
                 hop: Hop::BackupServer,
                 cause: "the backup server stopped while the task was open".into(),
-                remedy: "run the job again".into(),
+                remedy: "run it again".into(),
                 class: FailureClass::ServerRestarted,
             };
             let then = after_interruption(&hold, failure, false);

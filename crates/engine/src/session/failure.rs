@@ -56,6 +56,8 @@ pub enum Hop {
     Hypervisor,
     /// From the hypervisor to the repository.
     Repository,
+    /// The caller of a hold, and the command that it runs meanwhile.
+    Caller,
 }
 
 impl fmt::Display for Hop {
@@ -72,6 +74,7 @@ impl fmt::Display for Hop {
             Self::FileSystem => "at a file system of the guest",
             Self::Hypervisor => "at the hypervisor",
             Self::Repository => "at the repository",
+            Self::Caller => "at the caller of the hold",
         })
     }
 }

@@ -8,7 +8,7 @@ use lull_engine::ids::{CredentialId, SessionId};
 use proptest::prelude::*;
 use uuid::Uuid;
 
-const ALL: [FailureClass; 17] = [
+const ALL: [FailureClass; 18] = [
     FailureClass::RefusedCredential,
     FailureClass::ChangedHostKey,
     FailureClass::GuestUnreachable,
@@ -22,6 +22,7 @@ const ALL: [FailureClass; 17] = [
     FailureClass::Hypervisor,
     FailureClass::VmBusy,
     FailureClass::Repository,
+    FailureClass::Caller,
     FailureClass::Cancelled,
     FailureClass::ServerRestarted,
     FailureClass::Gone,

@@ -180,8 +180,8 @@ fn a_restarted_server_thaws_and_sweeps_before_it_closes_the_task_with_the_truth(
         assert_eq!(
             failure.to_string(),
             format!(
-                "failed on the backup server (step {step}): the backup server stopped while the task was open; run the \
-                 job again"
+                "failed on the backup server (step {step}): the backup server stopped while the task was open; run it \
+                 again"
             )
         );
     }

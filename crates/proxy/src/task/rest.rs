@@ -223,7 +223,7 @@ async fn await_hold(
             () = cancel.cancelled() => return Err(cancel.stop()),
         };
         let failed = |cause: String, remedy: &str| {
-            Err(failure::of(Step::Snapshot, Hop::Hypervisor, FailureClass::Hypervisor, cause, remedy).into())
+            Err(failure::of(Step::Snapshot, Hop::Caller, FailureClass::Caller, cause, remedy).into())
         };
         match word {
             // A full pulse means that a renewal is under way already.

@@ -130,7 +130,7 @@ pub fn caller_killed(world: &mut World) {
     println!("   caller SIGKILLed while frozen: a write got through after {} ms", thawed.as_millis());
     let session = world.finished(hold.session);
     assert!(thawed <= Duration::from_secs(5 + 1 + 1), "{thawed:?}");
-    assert_says(&sentence(&session), &["hypervisor", "caller", "did not renew", "run the command again"]);
+    assert_says(&sentence(&session), &["at the caller of the hold", "did not renew", "run the command again"]);
     assert_clean_receipt(&session);
 }
 

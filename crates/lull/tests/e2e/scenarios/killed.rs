@@ -68,7 +68,7 @@ pub fn while_copying(world: &mut World) {
 
 /// A task that a killed server left open is closed with the truth.
 fn told_as_interrupted(session: &Session) {
-    assert_says(&sentence(session), &["backup server", "stopped", "run the job again"]);
+    assert_says(&sentence(session), &["backup server", "stopped", "run it again"]);
     assert_ne!(task(session).level.as_deref(), Some("application"), "{session:#?}");
     assert_clean_receipt(session);
 }
