@@ -4,6 +4,7 @@
 //! single thread (a forked copy of a lock that another thread held would never open again). Going: freezer and pool end, main says that it
 //! finishes, the watchdog ends and is reaped, descriptors and lock are let go. Knows nothing of the protocol's frames.
 
+use crate::carriers::Carriers;
 use crate::freeze::Freezer;
 use crate::guest_lock::{GuestLock, LockError};
 use crate::inventory::Storage;
@@ -175,6 +176,8 @@ pub struct Guard {
     finished: Arc<Bell>,
     lock: Arc<GuestLock>,
     reaped: bool,
+    /// Dropping it takes their hurry back.
+    _carriers: Carriers,
 }
 
 /// Locks memory, forks the watchdog, waits for its word, creates the threads. Main must have a single thread. `bell` rings when
@@ -253,6 +256,7 @@ fn arm_locked(
                     finished,
                     lock,
                     reaped: false,
+                    _carriers: Carriers::hurry(),
                 },
                 (Err(e), _) | (_, Err(e)) => {
                     kill_and_reap(watchdog_pid);

@@ -134,17 +134,21 @@ pub fn sleep_ms(ms: u64) {
     std::thread::sleep(std::time::Duration::from_millis(ms));
 }
 
+/// The nice value of whoever hurries: the best there is.
+pub const NICE_HURRIED: i32 = -20;
+
 /// This thread, and those it creates, run before ordinary ones: a freeze window under load is as long as its slowest wake-up.
 pub fn hurry() {
-    set_nice(-20);
+    set_nice(0, NICE_HURRIED);
 }
 
 /// Takes [`hurry`] back.
 pub fn stop_hurrying() {
-    set_nice(0);
+    set_nice(0, 0);
 }
 
-fn set_nice(nice: i32) {
-    // SAFETY: no pointers; on Linux it applies to the calling thread. Where it is refused, nothing but speed is lost.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+/// Sets the nice value of a process with one thread; 0 is the calling thread.
+pub fn set_nice(pid: libc::pid_t, nice: i32) {
+    // SAFETY: no pointers. Where it is refused, nothing but speed is lost.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, pid as libc::id_t, nice) };
 }

@@ -2,13 +2,14 @@
 //!
 //! Reading order: [`serve`] (the control loop) · [`accept`] (what is accepted when) · [`hold`] (one freeze) · [`shared`] (lease and
 //! slots, and the argument why no freeze slips past a thaw) · [`freeze`], [`thaw_pool`], [`watchdog`] (who freezes, who thaws, who
-//! guards) · [`guard`] (in which order all that comes and goes) · [`inventory`], [`mounts`], [`disks`], [`plan`] · [`script`] ·
+//! guards) · [`guard`] (in which order all that comes and goes), [`carriers`] · [`inventory`], [`mounts`], [`disks`], [`plan`] · [`script`] ·
 //! [`applications`], [`postgres`].
 //!
 //! Synchronous, no async runtime, nothing needed from the guest's libraries. Knows nothing of SSH, hypervisors or jobs.
 
 pub mod accept;
 pub mod applications;
+pub mod carriers;
 pub mod channel;
 pub mod deployment;
 pub mod disks;
