@@ -12,6 +12,7 @@ mod events;
 mod guest;
 mod program;
 mod qemu;
+mod relay;
 mod scenarios;
 mod told;
 mod world;

@@ -8,6 +8,7 @@ mod hypervisor;
 mod input;
 mod killed;
 mod login;
+mod qmp;
 mod repository;
 mod room;
 mod scripts;
@@ -38,6 +39,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "repository full under write load", play: repository::full },
     Scenario { name: "repository gone", play: repository::gone },
     Scenario { name: "VM paused, in another backup, socket taken", play: hypervisor::busy },
+    Scenario { name: "QMP connection cut", play: qmp::cut },
     Scenario { name: "leftovers in the hypervisor", play: hypervisor::leftovers },
     Scenario { name: "backup after backup", play: hypervisor::backup_after_backup },
     Scenario { name: "cancelled at each step", play: cancel::at_each_step },
