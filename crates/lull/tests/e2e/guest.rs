@@ -56,6 +56,12 @@ impl Guest {
         guest
     }
 
+    /// Waits until PostgreSQL answers: a server that is just starting is not at rest, and a job may fail for it.
+    pub fn wait_for_postgres(&self) {
+        let ask = "cd / && runuser -u postgres -- psql -XAtc 'select 1' pgbench";
+        wait_for(120, "PostgreSQL answers", || (self.try_ssh(ask).code == 0).then_some(()));
+    }
+
     /// A login of its own. OpenSSH itself, so that ending it ends all of it.
     fn command(&self, command: &str) -> Command {
         let mut ssh = Command::new("ssh");

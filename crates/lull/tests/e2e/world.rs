@@ -66,12 +66,13 @@ impl World {
     /// Boots the guest, starts the server, and takes the first restore point.
     pub fn begin(image: &str) -> World {
         // Short, since sockets lie in it.
-        let folder = std::env::temp_dir().join(format!("lull-e2e-{}", std::process::id()));
+        let folder = std::env::temp_dir().join(format!("lull-e2e-{}-{image}", std::process::id()));
         for name in ["", "state", "repository", "vms", "fleecing"] {
             std::fs::create_dir_all(folder.join(name)).unwrap();
         }
         started(|it| it.0 = Some(folder.clone()));
         let guest = Guest::boot(VM, folder.join("vms"), image);
+        guest.wait_for_postgres();
         let mut world = World { folder, guest, server: None, listen: "127.0.0.1:0".into(), first: None };
         world.start_server();
         let path = |name: &str| world.folder.join(name).display().to_string();

@@ -1,12 +1,12 @@
 //! A whole job on other guests than the small one: receipt, level, a restore point that is sound, and a clone that boots and
 //! whose PostgreSQL is whole.
 
-use crate::program::{run, testbed};
+use crate::program::{run, testbed, wait_for, wait_for_end};
 use crate::told::assert_says;
-use crate::world::{JOB, World, assert_clean_receipt, task};
+use crate::world::{JOB, VM, World, assert_clean_receipt, task};
 use lull_api::session::Session;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// A guest that boots systemd, with PAM, journald on disk, logind, and a noisy profile.
 pub fn systemd(world: &mut World) {
@@ -23,8 +23,15 @@ pub fn full(world: &mut World) {
     assert_says(&inventory, &["\"/srv\"", "\"/srv/data\"", "xfs", "\"/boot/efi\"", "vfat"]);
 }
 
+/// Under a write load, which must not notice.
 fn whole(world: &World) -> Session {
+    let mut load = Command::new(testbed("load.sh"));
+    load.args([VM, "--seconds", "20", "--dir"]).arg(&world.guest.folder).stdin(Stdio::null());
+    let load = load.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let count = "cd / && runuser -u postgres -- psql -XAtc 'select count(*) from pgbench_history' pgbench";
+    wait_for(60, "the load commits", || (world.guest.ssh(count) != "0").then_some(()));
     let session = world.run_job(JOB);
+    assert_eq!(wait_for_end(load, 180).code, 0, "the load saw an error");
     assert_eq!(session.summary.result.as_deref(), Some("success"), "{session:#?}");
     assert_eq!(task(&session).level.as_deref(), Some("application"), "{session:#?}");
     assert_clean_receipt(&session);
