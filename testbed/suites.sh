@@ -17,7 +17,7 @@ suite licences -   'licences, banned crates and sources of every dependency (den
 suite unit    -    'unit and scenario tests that need neither root nor guests'      unit_tests
 suite guests  root,guests 'the guests of the testbed are what other suites take them for'  testbed/selftest.sh pg full systemd
 suite freeze-loop root     'freeze, thaw and scripts of the component on loop-mounted file systems' rust_target lull-runtime freeze_loop -- --skip kill_matrix
-suite kill-matrix root     'each part killed, stopped or cut while frozen: the table of times to the thaw' rust_table lull-runtime freeze_loop kill_matrix
+suite kill-matrix root,guests 'each part killed, stopped or cut at each step: the tables of times to the thaw' kill_matrices
 suite freeze-guest root,guests 'a guest with systemd, PAM and logind comes back from every fault'         rust_table lull-runtime freeze_guest
 suite postgres root        'real PostgreSQL servers 10 to 18 against the application module' rust_target lull-runtime postgres_versions
 suite hypervisor root,guests 'backups of real QEMU processes, and every fault on the way'   rust_target lull-hypervisor qemu
@@ -25,5 +25,6 @@ suite sshd    root        'an OpenSSH server on loopback: logins, refusals, host
 suite channel root,guests  'SSH, elevation, deployment and receipt on real guests'          rust_target lull-proxy real_guest_ssh
 suite deploy  root,guests 'deployment without residue on a real guest, whatever its folders allow'       rust_target lull-proxy real_guest_deploy
 suite task root,guests     'whole tasks on a real guest, through the proxy'                 rust_target lull-proxy real_guest_task
-suite e2e root,guests      'the lull program on a real guest with bad luck of every kind: thawed, swept, the truth told' rust_table lull e2e
+suite e2e root,guests      'the lull program on a real guest with bad luck of every kind: thawed, swept, the truth told' rust_table lull e2e the_whole_product
+suite other-guests root,guests 'a whole job, its receipt and a clone that boots: guests with systemd, with LVM, XFS and ESP' rust_table lull e2e a_whole_job
 suite demo guests          'the one command of the README, from nothing to proof'           ./demo --check

@@ -40,6 +40,10 @@ pub async fn hosts(client: &Client) -> Answer<Vec<Host>> {
     client.get("/hosts").await
 }
 
+pub async fn host(client: &Client, name: &str) -> Answer<Host> {
+    client.get(&format!("/hosts/{}", segment(name))).await
+}
+
 pub async fn add_host(client: &Client, host: &NewHost) -> Answer<Host> {
     client.post("/hosts", host).await
 }
@@ -93,6 +97,10 @@ pub async fn credentials(client: &Client) -> Answer<Vec<Credential>> {
     client.get("/credentials").await
 }
 
+pub async fn credential(client: &Client, name: &str) -> Answer<Credential> {
+    client.get(&format!("/credentials/{}", segment(name))).await
+}
+
 pub async fn add_credential(client: &Client, credential: &NewCredential) -> Answer<Credential> {
     client.post("/credentials", credential).await
 }
@@ -111,6 +119,10 @@ pub async fn remove_credential(client: &Client, name: &str) -> Answer<()> {
 
 pub async fn repositories(client: &Client) -> Answer<Vec<Repository>> {
     client.get("/repositories").await
+}
+
+pub async fn repository(client: &Client, name: &str) -> Answer<Repository> {
+    client.get(&format!("/repositories/{}", segment(name))).await
 }
 
 pub async fn add_repository(client: &Client, repository: &NewRepository) -> Answer<Repository> {

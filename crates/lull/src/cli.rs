@@ -107,6 +107,46 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// What is in backticks and begins with `lull `, in the sources of all crates and in the documents.
+    fn commands_that_are_named(folder: &std::path::Path, found: &mut Vec<(String, String)>) {
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if entry.is_dir() && !["target", "tests"].contains(&name.as_str()) && !name.starts_with('.') {
+                commands_that_are_named(&entry, found);
+            }
+            if !name.ends_with(".rs") && !name.ends_with(".md") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&entry).unwrap();
+            for part in text.split("`lull ").skip(1) {
+                // A long string goes on in the next line, a comment behind its slashes.
+                let command = part.split('`').next().unwrap_or_default().replace(['\\', '\n'], " ").replace("///", " ");
+                found.push((command, name.clone()));
+            }
+        }
+    }
+
+    #[test]
+    fn every_command_that_is_named_anywhere_exists() {
+        use clap::error::ErrorKind;
+        let mut named = Vec::new();
+        commands_that_are_named(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."), &mut named);
+        assert!(named.len() > 50, "{named:?}");
+        let wrong: Vec<String> = named
+            .iter()
+            .filter(|(command, _)| command.starts_with(|first: char| first.is_ascii_lowercase()))
+            .filter(|(command, _)| !command.starts_with("help ") && !command.contains(['…', '*']))
+            .filter_map(|(command, file)| {
+                let words = std::iter::once("lull").chain(command.split_whitespace());
+                let kind = Cli::try_parse_from(words).err()?.kind();
+                // What stands for a value need not be one, and an argument may be left out.
+                let wrong = matches!(kind, ErrorKind::InvalidSubcommand | ErrorKind::UnknownArgument);
+                wrong.then(|| format!("{file}: `lull {command}`"))
+            })
+            .collect();
+        assert!(wrong.is_empty(), "no such command or option:\n{}", wrong.join("\n"));
+    }
+
     #[test]
     fn every_command_and_option_is_explained() {
         fn check(command: &clap::Command, path: &str) {

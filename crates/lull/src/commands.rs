@@ -18,14 +18,25 @@ use crate::cli::{Cli, Command, Global};
 use crate::connection;
 use crate::exit::Exit;
 use crate::screen::Screen;
-use crate::trouble::{Result, Trouble};
+use crate::trouble::{self, Result, Trouble};
 use clap::Parser;
 use lull_api::Client;
 use std::process::ExitCode;
 
 /// Runs the command that the arguments ask for.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version are answers, not errors.
+        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) => {
+            // Not parsed, so looked for; what follows `--` is not ours.
+            let json = std::env::args_os().take_while(|word| word != "--").any(|word| word == "--json");
+            let trouble = trouble::of_command_line(&error);
+            Screen::detect(json).complain(&trouble);
+            return ExitCode::from(trouble.exit as u8);
+        }
+    };
     let screen = Screen::detect(cli.global.json);
     let code = match run(cli, &screen) {
         Ok(code) => code,

@@ -81,6 +81,23 @@ impl From<io::Error> for Trouble {
     }
 }
 
+/// What the parser of the command line says: its first paragraph is what is wrong, its tips are the reason, and its usage
+/// is what to do.
+pub fn of_command_line(error: &clap::Error) -> Trouble {
+    let text = error.render().to_string();
+    let one_line = |paragraph: &str| paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+    let paragraphs: Vec<String> = text.split("\n\n").map(one_line).filter(|paragraph| !paragraph.is_empty()).collect();
+    let what = paragraphs.first().map(|first| first.trim_start_matches("error: ").to_string()).unwrap_or_default();
+    let tips: Vec<&str> = paragraphs.iter().filter_map(|paragraph| paragraph.strip_prefix("tip: ")).collect();
+    let usage = paragraphs.iter().find_map(|paragraph| paragraph.strip_prefix("Usage: "));
+    let help = "`lull help COMMAND` tells more";
+    let trouble = Trouble::usage(what).remedy(match usage {
+        Some(usage) => format!("write `{usage}`; {help}"),
+        None => help.to_string(),
+    });
+    if tips.is_empty() { trouble } else { trouble.why(tips.join("; ")) }
+}
+
 fn exit_of(problem: &Problem) -> Exit {
     match problem.status {
         401 | 403 => Exit::NotAuthenticated,

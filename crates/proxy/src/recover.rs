@@ -73,19 +73,29 @@ pub async fn run(recovery: Recovery<'_>, reporter: Reporter, cancel: Cancel) -> 
         let host = QemuHost::new(&hypervisor.qemu.sockets_dir);
         match sweep(&host, &hypervisor.qemu.vm, &order).await {
             Ok(report) => {
-                receipt.hypervisor_checked = true;
                 for removed in &report.removed {
                     reporter.info(format!("removed {removed}"));
                 }
                 if report.continued {
                     reporter.warning("the VM stood still because of an earlier task and was continued");
                 }
-                if let Some(why) = report.vm_gone {
-                    reporter.info(format!("only files were swept: {why}"));
-                }
+                let removed = format!("{} things removed", report.removed.len());
                 receipt.left_in_hypervisor = report.remaining;
-                let line = format!("{} things removed", report.removed.len());
-                reporter.ended(Step::Verify, StepOutcome::Ok, line, began.elapsed());
+                match report.vm_gone {
+                    None => {
+                        receipt.hypervisor_checked = true;
+                        reporter.ended(Step::Verify, StepOutcome::Ok, removed, began.elapsed());
+                    }
+                    // A socket that does not answer does not say that nothing is behind it: a VM that runs keeps our
+                    // filters, and what was not looked at is not called clean.
+                    Some(why) => {
+                        let line = format!("{removed}, files only: {why}");
+                        reporter.ended(Step::Verify, StepOutcome::Failed, line, began.elapsed());
+                        let remedy = "the VM is swept when its socket answers; if it is off, the next task sweeps it";
+                        let class = FailureClass::Hypervisor;
+                        failure.get_or_insert_with(|| failure::of(Step::Verify, Hop::Hypervisor, class, why, remedy));
+                    }
+                }
             }
             Err(e) => {
                 reporter.ended(
@@ -256,5 +266,22 @@ mod tests {
         let mounts = "proc /proc proc rw 0 0\n/dev/vda / ext4 rw 0 0\n/dev/vdb /srv/my\\040data xfs rw 0 0\n\
                       tmpfs /run tmpfs rw 0 0\n/dev/vda /bind ext4 rw 0 0\n";
         assert_eq!(block_mounts_in(mounts), ["/", "/srv/my data"]);
+    }
+
+    #[tokio::test]
+    async fn a_hypervisor_that_does_not_answer_is_not_called_swept() {
+        let folder = tempfile::tempdir().unwrap();
+        let qemu = QemuSpec {
+            sockets_dir: folder.path().into(),
+            vm: "shop".into(),
+            fleecing_dir: folder.path().join("fleecing"),
+        };
+        let repository_dir = folder.path().join("repository");
+        let hypervisor = Some(HypervisorSweep { qemu, repository_dir, bitmaps_owed: vec![] });
+        let recovery = Recovery { vm_name: "shop".into(), connector: None, maybe_frozen: false, hypervisor };
+        let finished = run(recovery, Reporter::new().0, Cancel::default()).await;
+        assert_eq!(finished.outcome, "failed", "{finished:?}");
+        assert!(finished.failure_json.contains("shop.qmp"), "{finished:?}");
+        assert!(!finished.receipt.unwrap().hypervisor_checked);
     }
 }

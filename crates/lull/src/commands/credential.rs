@@ -29,6 +29,11 @@ pub enum CredentialCommand {
     Add(AddArgs),
     /// List the credentials, without their secrets.
     List,
+    /// Show one credential, without its secrets.
+    Show {
+        /// Name of the credential.
+        name: String,
+    },
     /// Change a credential; what is not given stays as it is. It may be tried again where it was refused.
     #[command(after_help = "Example:\n  lull credential set app --password-file ./new-password")]
     Set(SetArgs),
@@ -147,6 +152,9 @@ pub async fn run(client: Client, screen: &Screen, command: CredentialCommand) ->
         }
         CredentialCommand::Release { name } => {
             screen.show(&calls::release_credential(&client, &name).await?, infrastructure::credential)?;
+        }
+        CredentialCommand::Show { name } => {
+            screen.show(&calls::credential(&client, &name).await?, infrastructure::credential)?;
         }
         CredentialCommand::Remove { name } => {
             calls::remove_credential(&client, &name).await?;

@@ -33,6 +33,11 @@ pub enum HostCommand {
     },
     /// List the hosts.
     List,
+    /// Show one host.
+    Show {
+        /// Name of the host.
+        name: String,
+    },
     /// Look again for the VMs of a host.
     Rescan {
         /// Name of the host.
@@ -58,6 +63,9 @@ pub async fn run(client: Client, screen: &Screen, command: HostCommand) -> Resul
         }
         HostCommand::Rescan { name } => {
             screen.show(&calls::rescan_host(&client, &name).await?, infrastructure::host)?;
+        }
+        HostCommand::Show { name } => {
+            screen.show(&calls::host(&client, &name).await?, infrastructure::host)?;
         }
         HostCommand::Remove { name } => {
             calls::remove_host(&client, &name).await?;

@@ -25,6 +25,11 @@ pub enum RepositoryCommand {
     },
     /// List the repositories with their free space.
     List,
+    /// Show one repository with its free space.
+    Show {
+        /// Name of the repository.
+        name: String,
+    },
     /// Remove a repository that no job needs any more; its files stay.
     Remove {
         /// Name of the repository.
@@ -41,6 +46,9 @@ pub async fn run(client: Client, screen: &Screen, command: RepositoryCommand) ->
         }
         RepositoryCommand::List => {
             screen.show(&calls::repositories(&client).await?, |all, look| infrastructure::repositories(all, look))?;
+        }
+        RepositoryCommand::Show { name } => {
+            screen.show(&calls::repository(&client, &name).await?, infrastructure::repository)?;
         }
         RepositoryCommand::Remove { name } => {
             calls::remove_repository(&client, &name).await?;

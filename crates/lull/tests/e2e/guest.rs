@@ -1,9 +1,9 @@
 //! The guest: booted by the testbed's scripts, looked into by a login of its own that Lull has no part in.
 
 use crate::program::{Outcome, run, testbed, wait_for, wait_for_end};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,9 @@ const LOOK: &str = r#"
   true
 } | sort -u"#;
 
+/// What a login prints before this line is its profile's noise.
+const BEGINS: &str = "--begins--";
+
 /// Creates a file, makes sure that it is on disk, removes it.
 const WRITE: &str = "timeout 10 sh -c 'echo alive >/root/alive && sync /root/alive && rm /root/alive'";
 
@@ -28,21 +31,35 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Boots it with a second disk, an ext4 at /mnt/scratch that holds nothing of the system's.
-    pub fn boot(name: &'static str, folder: PathBuf) -> Guest {
-        let image = run(Command::new(testbed("guest/build.sh")).arg("pg"));
+    /// Boots it: `pg` with a second disk, an ext4 at /mnt/scratch that holds nothing of the system's, others as they are.
+    pub fn boot(name: &'static str, folder: PathBuf, image: &str) -> Guest {
+        let with_scratch = image == "pg";
+        let image = run(Command::new(testbed("guest/build.sh")).arg(image));
         let image = image.lines().last().expect("build.sh prints the image's path last").to_string();
         let scratch = folder.join("scratch.raw");
         let file = std::fs::File::create(&scratch).unwrap();
         file.set_len(64 << 20).unwrap();
         let mut start = Command::new(testbed("guest/vm.sh"));
-        start.args(["start", name, "--image", &image, "--wait", "--dir"]).arg(&folder).arg("--disk").arg(&scratch);
+        start.args(["start", name, "--image", &image, "--wait", "--dir"]).arg(&folder);
+        if with_scratch {
+            start.arg("--disk").arg(&scratch);
+        }
         let mut guest = Guest { name, folder, port: 0 };
         run(&mut start);
         let port = std::fs::read_to_string(guest.folder.join(format!("{name}.port"))).unwrap();
         guest.port = port.trim().parse().unwrap();
-        guest.ssh("mkfs.ext4 -q /dev/vdb && mkdir -p /mnt/scratch && mount /dev/vdb /mnt/scratch && touch /root/seen");
+        if with_scratch {
+            guest.ssh(
+                "mkfs.ext4 -q /dev/vdb && mkdir -p /mnt/scratch && mount /dev/vdb /mnt/scratch && touch /root/seen",
+            );
+        }
         guest
+    }
+
+    /// Waits until PostgreSQL answers: a server that is just starting is not at rest, and a job may fail for it.
+    pub fn wait_for_postgres(&self) {
+        let ask = "cd / && runuser -u postgres -- psql -XAtc 'select 1' pgbench";
+        wait_for(120, "PostgreSQL answers", || (self.try_ssh(ask).code == 0).then_some(()));
     }
 
     /// A login of its own. OpenSSH itself, so that ending it ends all of it.
@@ -60,7 +77,7 @@ impl Guest {
             ssh.args(["-o", option]);
         }
         let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-        ssh.args(["root@127.0.0.1", &format!("export {path}; {command}")]).stdin(Stdio::null());
+        ssh.args(["root@127.0.0.1", &format!("echo; echo {BEGINS}; export {path}; {command}")]).stdin(Stdio::null());
         ssh
     }
 
@@ -74,7 +91,9 @@ impl Guest {
     /// Runs a command as root. One that hangs in the guest ends the scenario, not the tests.
     pub fn try_ssh(&self, command: &str) -> Outcome {
         let child = self.command(command).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        wait_for_end(child, 120)
+        let outcome = wait_for_end(child, 120);
+        let after_noise = outcome.stdout.split_once(&format!("{BEGINS}\n")).map(|(_, said)| said.to_string());
+        Outcome { stdout: after_noise.unwrap_or_default(), ..outcome }
     }
 
     /// Lines of the guest's log that hold `pattern`.
@@ -106,9 +125,50 @@ impl Guest {
         pulse
     }
 
+    /// A shell of root's that is open before the guest is frozen: a new login may hang then.
+    pub fn shell(&self) -> Shell {
+        let mut command = self.command("exec sh");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let (to, from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let mut shell = Shell { child, to, from };
+        shell.ask(":");
+        shell
+    }
+
     /// Ends it; its disks go with its folder.
     pub fn stop(&self) {
         let _ = Command::new(testbed("guest/vm.sh")).args(["stop", self.name, "--dir"]).arg(&self.folder).output();
+    }
+}
+
+/// A login that stays. While the guest is frozen it must be told nothing but what a shell does by itself.
+pub struct Shell {
+    child: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+}
+
+impl Shell {
+    /// What the lines say that a script prints.
+    pub fn ask(&mut self, script: &str) -> Vec<String> {
+        const END: &str = "-- that was all --";
+        writeln!(self.to, "{script}\necho '{END}'").unwrap();
+        let mut said = Vec::new();
+        loop {
+            let mut line = String::new();
+            assert!(self.from.read_line(&mut line).unwrap() > 0, "the shell in the guest ended at: {script}");
+            match line.trim_end() {
+                END => return said,
+                line => said.push(line.to_string()),
+            }
+        }
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -8,9 +8,12 @@ mod hypervisor;
 mod input;
 mod killed;
 mod login;
+mod matrix;
+mod qmp;
 mod repository;
 mod room;
 mod scripts;
+mod whole_job;
 
 use crate::world::World;
 
@@ -20,8 +23,27 @@ pub struct Scenario {
     pub play: fn(&mut World),
 }
 
+/// Scenarios that share a guest; for a runner of tests it is one test.
+pub struct Group {
+    pub test: &'static str,
+    /// Which of the testbed's images the guest boots.
+    pub image: &'static str,
+    pub scenarios: &'static [Scenario],
+}
+
+pub const GROUPS: &[Group] = &[
+    Group { test: "the_whole_product_on_a_real_guest", image: "pg", scenarios: ALL },
+    Group { test: "kill_matrix_on_a_real_guest", image: "pg", scenarios: MATRIX },
+    Group { test: "a_whole_job_on_a_guest_with_systemd", image: "systemd", scenarios: SYSTEMD },
+    Group { test: "a_whole_job_on_a_guest_with_lvm_xfs_and_esp", image: "full", scenarios: FULL },
+];
+
+const MATRIX: &[Scenario] = &[Scenario { name: "kill matrix", play: matrix::play }];
+const SYSTEMD: &[Scenario] = &[Scenario { name: "whole job, systemd", play: whole_job::systemd }];
+const FULL: &[Scenario] = &[Scenario { name: "whole job, LVM, XFS and ESP", play: whole_job::full }];
+
 /// In the order in which they are played.
-pub const ALL: &[Scenario] = &[
+const ALL: &[Scenario] = &[
     Scenario { name: "server killed while the guest is frozen", play: killed::while_frozen },
     Scenario { name: "server stopped while the guest is frozen", play: killed::stopped_while_frozen },
     Scenario { name: "server killed while data is copied", play: killed::while_copying },
@@ -36,8 +58,10 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "scripts that fail, hang or print binary", play: scripts::bad_scripts },
     Scenario { name: "PostgreSQL refusing, slow or down", play: applications::postgres },
     Scenario { name: "repository full under write load", play: repository::full },
+    Scenario { name: "repository slow under write load", play: repository::slow },
     Scenario { name: "repository gone", play: repository::gone },
     Scenario { name: "VM paused, in another backup, socket taken", play: hypervisor::busy },
+    Scenario { name: "QMP connection cut", play: qmp::cut },
     Scenario { name: "leftovers in the hypervisor", play: hypervisor::leftovers },
     Scenario { name: "backup after backup", play: hypervisor::backup_after_backup },
     Scenario { name: "cancelled at each step", play: cancel::at_each_step },

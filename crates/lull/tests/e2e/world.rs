@@ -9,6 +9,7 @@ use crate::qemu::Qmp;
 use lull_api::infrastructure::{RestorePoint, Vm};
 use lull_api::session::{Session, SessionSummary, Task};
 use rustix::process::{Pid, Signal, kill_process};
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -63,14 +64,15 @@ pub fn end_with_signals() {
 
 impl World {
     /// Boots the guest, starts the server, and takes the first restore point.
-    pub fn begin() -> World {
+    pub fn begin(image: &str) -> World {
         // Short, since sockets lie in it.
-        let folder = std::env::temp_dir().join(format!("lull-e2e-{}", std::process::id()));
+        let folder = std::env::temp_dir().join(format!("lull-e2e-{}-{image}", std::process::id()));
         for name in ["", "state", "repository", "vms", "fleecing"] {
             std::fs::create_dir_all(folder.join(name)).unwrap();
         }
         started(|it| it.0 = Some(folder.clone()));
-        let guest = Guest::boot(VM, folder.join("vms"));
+        let guest = Guest::boot(VM, folder.join("vms"), image);
+        guest.wait_for_postgres();
         let mut world = World { folder, guest, server: None, listen: "127.0.0.1:0".into(), first: None };
         world.start_server();
         let path = |name: &str| world.folder.join(name).display().to_string();
@@ -227,7 +229,7 @@ impl World {
         let points = self.points();
         let mut qmp = self.qmp();
         assert_eq!(qmp.run_state(), "running");
-        let owed: Vec<String> = points.iter().map(|point| format!("lull-{}", folder_name(point))).collect();
+        let owed = bitmaps_owed(&points);
         let left: Vec<String> = qmp.ours().into_iter().filter(|name| !owed.contains(name)).collect();
         assert!(left.is_empty(), "left in the hypervisor: {left:?}");
         assert_eq!(files_below(&self.folder.join("fleecing")), Vec::<PathBuf>::new(), "left of the fleecing");
@@ -304,6 +306,14 @@ pub fn assert_clean_receipt(session: &Session) {
     let receipt = task(session).receipt.as_ref().unwrap_or_else(|| panic!("no receipt: {session:#?}"));
     assert!(receipt.guest_checked, "{receipt:?}");
     assert!(receipt.left_in_guest.is_empty() && receipt.left_in_hypervisor.is_empty(), "{receipt:?}");
+}
+
+/// The bitmaps that may be there: of the newest restore point in each repository, and of the one that it replaced, which
+/// goes once the newer one is recorded, with the next task. `points` are sorted, the newest first.
+fn bitmaps_owed(points: &[RestorePoint]) -> Vec<String> {
+    let repositories: BTreeSet<&str> = points.iter().map(|point| point.repository.as_str()).collect();
+    let of = |repository| points.iter().filter(move |point| point.repository == repository).take(2);
+    repositories.into_iter().flat_map(of).map(|point| format!("lull-{}", folder_name(point))).collect()
 }
 
 fn folder_name(point: &RestorePoint) -> String {

@@ -1,7 +1,7 @@
 //! Each command sends the call it should, and shows the answer as text and as one JSON document.
 
 use crate::fake::Fake;
-use crate::run::{document, run};
+use crate::run::{Outcome, answer_on_a_terminal, document, run};
 use crate::samples::{explanation, finished, vm};
 use lull_api::infrastructure::{Finding, Host, Proxy, Repository, RestorePoint, ServerStatus, Verification};
 use lull_api::job::{GuestSettings, Job, SavedJob};
@@ -86,6 +86,7 @@ fn hosts() {
         "sockets   /run/vms",
     );
     check(&["host", "list"], "GET /hosts", json!(null), &[host()], "here  qemu  2    /run/vms");
+    check(&["host", "show", "here"], "GET /hosts/here", json!(null), &host(), "sockets   /run/vms");
     check(&["host", "rescan", "here"], "POST /hosts/here/rescan", json!(null), &host(), "vms       2");
     check_removal(&["host", "remove", "here"], "DELETE /hosts/here");
 }
@@ -139,6 +140,13 @@ fn repositories() {
         &["repository", "add", "local", "/srv/backup"],
         "POST /repositories",
         json!({"name": "local", "path": "/srv/backup"}),
+        &repository(),
+        "free            5.0 TiB",
+    );
+    check(
+        &["repository", "show", "local"],
+        "GET /repositories/local",
+        json!(null),
         &repository(),
         "free            5.0 TiB",
     );
@@ -228,10 +236,35 @@ fn restore_points() {
     let call = format!("POST /restore-points/{id}/verify");
     let sound = Verification { ok: true, findings: vec!["disk0.qcow2: no errors".into()] };
     check(&["restore-point", "verify", &id], &call, json!(null), &sound, "sound\n  disk0.qcow2: no errors");
-    check_removal(&["restore-point", "remove", &id], &format!("DELETE /restore-points/{id}"));
+    check_removal(&["restore-point", "remove", &id, "--yes"], &format!("DELETE /restore-points/{id}"));
     let fake = Fake::start();
     fake.script.answer(&call, &Verification { ok: false, findings: vec![] });
     assert_eq!(run(&fake, &["restore-point", "verify", &id]).code, 1);
+}
+
+#[test]
+fn a_restore_point_goes_only_with_a_persons_word() {
+    let id = point().id.to_string();
+    let (get, delete) = (format!("GET /restore-points/{id}"), format!("DELETE /restore-points/{id}"));
+    let fake = Fake::start();
+    fake.script.answer(&get, &point());
+    fake.script.answer_with(&delete, 204, &());
+    // Without a terminal: the command that would do it is named.
+    let mut command = std::process::Command::new("setsid");
+    command.args(["--wait", env!("CARGO_BIN_EXE_lull"), "restore-point", "remove", &id]);
+    command.stdin(std::process::Stdio::null()).env("LULL_SERVER", &fake.url).env("LULL_TOKEN_FILE", &fake.token_file);
+    let outcome: Outcome = command.output().unwrap().into();
+    assert_eq!(outcome.code, 2, "{outcome:?}");
+    assert!(outcome.stderr.contains(&format!("lull restore-point remove {id} --yes")), "{outcome:?}");
+    assert!(fake.script.requests_of(&delete).is_empty());
+    // On a terminal: only `yes` is a yes.
+    for (answer, code, removed) in [("y", 1, 0), ("yes", 0, 1)] {
+        let seen = fake.script.requests_of(&get).len();
+        let outcome = answer_on_a_terminal(&fake, &format!("restore-point remove {id}"), answer, (&get, seen + 1));
+        assert_eq!(outcome.code, code, "{outcome:?}");
+        assert!(outcome.stdout.contains("of shop, taken 2026-03-01T12:00:00Z, application, 3.0 GiB"), "{outcome:?}");
+        assert_eq!(fake.script.requests_of(&delete).len(), removed, "{answer}");
+    }
 }
 
 #[test]

@@ -1,12 +1,10 @@
 //! A changed host key: both fingerprints are shown, a person decides, and nobody else can.
 
 use crate::fake::Fake;
-use crate::run::{Outcome, run};
+use crate::run::{Outcome, answer_on_a_terminal, run};
 use crate::samples::{failure, finished, vm};
 use lull_api::infrastructure::Vm;
-use std::io::Write;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 fn fingerprint(letter: &str) -> String {
     format!("SHA256:{}", letter.repeat(43))
@@ -25,17 +23,7 @@ fn changed() -> Fake {
 
 /// Runs `vm accept-host-key shop` on a terminal of its own, and answers its question.
 fn answer(fake: &Fake, answer: &str) -> Outcome {
-    let mut command = Command::new("script");
-    let line = format!("{} vm accept-host-key shop", env!("CARGO_BIN_EXE_lull"));
-    command.args(["-qec", &line, "/dev/null"]).env("LULL_SERVER", &fake.url).env("LULL_TOKEN_FILE", &fake.token_file);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut keyboard = child.stdin.take().unwrap();
-    fake.script.wait_for("POST /vms/shop/test", 1);
-    std::thread::sleep(Duration::from_millis(500));
-    writeln!(keyboard, "{answer}").unwrap();
-    std::thread::sleep(Duration::from_millis(500));
-    drop(keyboard);
-    child.wait_with_output().unwrap().into()
+    answer_on_a_terminal(fake, "vm accept-host-key shop", answer, ("POST /vms/shop/test", 1))
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Starts the real binary.
 
 use crate::fake::Fake;
+use std::io::Write;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 /// `lull` with nothing of this machine's settings, talking to the fake.
 pub fn lull(fake: &Fake) -> Command {
@@ -47,4 +49,19 @@ pub fn run(fake: &Fake, args: &[&str]) -> Outcome {
 pub fn document(text: &str) -> serde_json::Value {
     assert_eq!(text.lines().count(), 1, "one document on one line: {text:?}");
     serde_json::from_str(text).unwrap()
+}
+
+/// Runs `lull` on a terminal of its own, and answers its question, which comes after the call was made so many times.
+pub fn answer_on_a_terminal(fake: &Fake, arguments: &str, answer: &str, (call, times): (&str, usize)) -> Outcome {
+    let mut command = Command::new("script");
+    let line = format!("{} {arguments}", env!("CARGO_BIN_EXE_lull"));
+    command.args(["-qec", &line, "/dev/null"]).env("LULL_SERVER", &fake.url).env("LULL_TOKEN_FILE", &fake.token_file);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut keyboard = child.stdin.take().unwrap();
+    fake.script.wait_for(call, times);
+    std::thread::sleep(Duration::from_millis(500));
+    writeln!(keyboard, "{answer}").unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    drop(keyboard);
+    child.wait_with_output().unwrap().into()
 }

@@ -94,6 +94,37 @@ fn a_wrong_command_line_ends_with_2_and_asks_nothing() {
 }
 
 #[test]
+fn a_wrong_command_line_is_told_as_every_error() {
+    let fake = Fake::start();
+    // Arguments, what, remedy.
+    for (args, what, remedy) in [
+        (&["job", "craete", "x"][..], "unrecognized subcommand 'craete'", "lull job"),
+        (&["vm", "list", "--nonsense"], "unexpected argument '--nonsense'", "lull vm list"),
+        (&["vm", "show"], "<VM>", "lull vm show"),
+        (&["job", "create", "nightly"], "--repository", "lull job create"),
+        (&["session", "show", "twelve"], "'twelve'", "lull help"),
+        (&["job"], "requires a subcommand", "lull job"),
+    ] {
+        let output = run(&fake, &[args, &["--json"]].concat());
+        assert_eq!((output.code, output.stdout.as_str()), (2, ""), "{args:?} {output:?}");
+        let problem = document(&output.stderr);
+        assert_eq!((&problem["status"], &problem["code"]), (&0.into(), &"usage".into()), "{problem}");
+        assert!(problem["what"].as_str().unwrap().contains(what), "{problem}");
+        assert!(problem["remedy"].as_str().unwrap().contains(remedy), "{problem}");
+        let output = run(&fake, args);
+        assert!(output.stderr.starts_with("lull: ") && output.stderr.contains("    do: "), "{output:?}");
+        assert!(output.stderr.lines().count() <= 3, "{output:?}");
+    }
+    // What follows `--` is not ours.
+    let output = run(&fake, &["quiesce", "shop", "--nonsense", "--", "backup", "--json"]);
+    assert!(output.stderr.starts_with("lull: "), "{output:?}");
+    for answered in [&["--help"][..], &["--version"], &["job", "--help", "--json"]] {
+        let output = run(&fake, answered);
+        assert_eq!((output.code, output.stderr.as_str()), (0, ""), "{answered:?} {output:?}");
+    }
+}
+
+#[test]
 fn a_server_that_fails_or_raves_ends_with_8() {
     let fake = Fake::start();
     fake.script.refuse("GET /vms", Problem::new(500, "internal", "the store does not answer"));
