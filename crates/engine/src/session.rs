@@ -5,25 +5,29 @@
 //! ```text
 //!              Dispatch            Report            Finished, nothing owed
 //!    Waiting ───────────► Dispatched ─────► Running ──────────────────────► Finished
-//!     ▲   │                   │                │ ProxyLost, ServerRestarted,    ▲
-//!     │   │                   │                │ Finished with debts            │
-//!     │   │                   └───────┬────────┘                                │
-//!     │   │                           ▼            debts paid or given up       │
-//!     │   │                      Recovering ────────────────────────────────────┤
-//!     │   │    debts paid, the next    │                                        │
-//!     └───┼────────────────────────────┘                                        │
-//!         │    proxy's turn             cancelled, no proxy, server restarted   │
-//!         └─────────────────────────────────────────────────────────────────────┘
+//!     ▲ │ │                   │                │ ProxyLost, ServerRestarted,    ▲
+//!     │ │ │ Dispatch, the     │                │ Finished with debts            │
+//!     │ │ │ last task left    └───────┬────────┘                                │
+//!     │ │ │ something                 ▼            debts paid or given up       │
+//!     │ │ └─────────────────────► Recovering ───────────────────────────────────┤
+//!     │ │      debts paid, the next   │                                         │
+//!     └─┼─────────────────────────────┘                                         │
+//!       │      proxy's turn             cancelled, no proxy, server restarted   │
+//!       └───────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
 //! **Debts.** What was sent to a proxy may have been done although no answer came. So at dispatch *everything* is
 //! [`Owed`], and only evidence that something is over clears a debt; no report of progress does. A task is closed when
-//! nothing is owed, or when paying was tried [`RECOVERY_ATTEMPTS_MAX`] times and what remains is recorded.
+//! nothing is owed, or when paying was tried [`RECOVERY_ATTEMPTS_MAX`] times and what remains is recorded. The post-thaw
+//! script is owed from the moment at which the pre-freeze script began.
+//!
+//! **Left behind.** What a closed task could not pay and the next one on its VM would stumble over ([`Left`]) is paid first:
+//! that task recovers, waits again, and only then is sent to a proxy.
 //!
 //! **Epochs.** Each dispatch and each recovery has a number of its own, which goes with every command and comes back
 //! with every report. A report of an older one is late and changes nothing.
 
-use crate::ids::{RestorePointId, ServerId};
+use crate::ids::{RestorePointId, ServerId, TaskId};
 use crate::timeline::Step;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -36,7 +40,7 @@ mod failure;
 mod run;
 
 pub use advance::{IllegalEvent, advance};
-pub use debts::{FinalAccount, owed_after_finish};
+pub use debts::{FinalAccount, left_for_the_next, owed_after_finish};
 pub use event::{Action, Ignored, ProxyReport, RecoveryPart, TaskEvent, Transition};
 pub use failure::{Hop, Outcome, TaskFailure};
 pub use run::{SessionEvent, SessionState, TaskCounts, advance_session, count, session_outcome};
@@ -58,12 +62,14 @@ pub struct Owed {
     pub hypervisor: bool,
     /// A backup file that is not a recorded restore point may lie here.
     pub partial_file: Option<String>,
+    /// The pre-freeze script of this task ran, and its post-thaw script did not: the task's settings hold it.
+    pub post_script: Option<TaskId>,
 }
 
 impl Owed {
-    /// Everything, as at dispatch.
+    /// Everything, as at dispatch. A post-thaw script is owed only once its pre-freeze script began.
     pub fn everything(partial_file: Option<String>) -> Self {
-        Self { guest: true, frozen: true, hypervisor: true, partial_file }
+        Self { guest: true, frozen: true, hypervisor: true, partial_file, post_script: None }
     }
 
     /// Whether nothing is owed.
@@ -78,6 +84,7 @@ impl Owed {
             frozen: self.frozen && rest.frozen,
             hypervisor: self.hypervisor && rest.hypervisor,
             partial_file: self.partial_file.clone().filter(|_| rest.partial_file.is_some()),
+            post_script: self.post_script.filter(|_| rest.post_script.is_some()),
         }
     }
 }
@@ -87,6 +94,9 @@ impl fmt::Display for Owed {
         let mut parts = Vec::new();
         if self.frozen {
             parts.push("the guest may still be frozen".to_owned());
+        }
+        if self.post_script.is_some() {
+            parts.push("the post-thaw script did not run although the pre-freeze script did".to_owned());
         }
         if self.guest {
             parts.push("the guest may still hold the runtime component".to_owned());
@@ -122,6 +132,37 @@ pub struct Hold {
     pub thawed: Option<u64>,
     /// The restore point, once it is verified and recorded. From then on no other proxy repeats the task.
     pub restore_point: Option<RestorePointId>,
+    /// This task, where its settings have a post-thaw script: owed once the pre-freeze script begins.
+    #[serde(default)]
+    pub post_script: Option<TaskId>,
+    /// The earlier task whose debts this one paid before it began.
+    #[serde(default)]
+    pub paid_for: Option<TaskId>,
+}
+
+/// What an earlier task on the VM left, as far as the next one must undo it before it begins: another freeze would fail on a
+/// frozen file system, and a script that is owed would be forgotten. Folders of ours and what is in the hypervisor are
+/// swept by any task on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// The task that left it.
+    pub by: TaskId,
+    /// What.
+    pub owed: Owed,
+}
+
+impl Left {
+    /// What `by`, the last task that worked in the VM's guest, left there; `None` where the next one may begin.
+    pub fn of(by: TaskId, still_owed: &Owed) -> Option<Self> {
+        let Owed { guest, frozen, post_script, .. } = *still_owed;
+        (frozen || post_script.is_some())
+            .then(|| Self { by, owed: Owed { guest, frozen, post_script, ..Owed::default() } })
+    }
+
+    /// Whether a task in this state must pay it before it is sent to a proxy.
+    pub fn is_due(&self, state: &TaskState) -> bool {
+        matches!(state, TaskState::Waiting { paid_for, .. } if *paid_for != Some(self.by))
+    }
 }
 
 /// How a task ended.
@@ -165,6 +206,13 @@ pub enum AfterRecovery {
         /// Why the last one lost it.
         failure: TaskFailure,
     },
+    /// It begins: what was undone is an earlier task's.
+    Begin {
+        /// Since when it waits for a slot.
+        since: Timestamp,
+        /// Why the last proxy lost it, where one had it.
+        last_failure: Option<TaskFailure>,
+    },
     /// It is closed.
     Close {
         /// With this.
@@ -186,6 +234,9 @@ pub enum TaskState {
         tried: Vec<ServerId>,
         /// Why the last of them lost it.
         last_failure: Option<TaskFailure>,
+        /// The earlier task whose debts this one paid.
+        #[serde(default)]
+        paid_for: Option<TaskId>,
     },
     /// It was given to a proxy that has not answered yet.
     Dispatched {
@@ -220,8 +271,11 @@ pub enum TaskState {
         ending: Ending,
         /// When.
         at: Timestamp,
-        /// What could not be undone; the next task on this VM sweeps it.
+        /// What could not be undone; the next task on this VM sees to it: see [`Left`].
         still_owed: Owed,
+        /// The number of its last dispatch or recovery; 0 where nothing was ever begun.
+        #[serde(default)]
+        epoch: u64,
         /// The restore point it left.
         restore_point: Option<RestorePointId>,
     },
@@ -230,7 +284,7 @@ pub enum TaskState {
 impl TaskState {
     /// A task that waits from `now` on.
     pub fn new(now: Timestamp) -> Self {
-        Self::Waiting { since: now, epoch: 0, tried: Vec::new(), last_failure: None }
+        Self::Waiting { since: now, epoch: 0, tried: Vec::new(), last_failure: None, paid_for: None }
     }
 
     /// The state's name as in JSON.

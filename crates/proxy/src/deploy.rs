@@ -57,6 +57,44 @@ pub async fn deploy(channel: &dyn GuestChannel, image: &Image) -> Result<Deploye
     Err(error)
 }
 
+/// Puts `image` into a memory file system, has it thaw what `words` say (mount points, as shell words), and removes it. One
+/// line each: `thawed PLACE`, `free PLACE` or `failed PLACE WHY`.
+pub async fn thaw(
+    channel: &dyn GuestChannel,
+    image: &Image,
+    words: &[String],
+    timeout: Duration,
+) -> Result<String, ChannelError> {
+    let limits = Limits { timeout, ..Limits::default() };
+    let mut transfer = image.packed.as_ref().map_or(Transfer::Plain(&image.plain), Transfer::Packed);
+    loop {
+        let script = script::thaw_script(&nonce(), transfer, &words.join(" "));
+        let output = channel.exec_elevated(&script, &transfer.payload().bytes, limits).await?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (before, after) = said.split_once("=\n").unwrap_or((said.as_str(), ""));
+        if before.lines().any(|line| script::parse(line) == Line::CannotUnpack) {
+            transfer = Transfer::Plain(&image.plain);
+            continue;
+        }
+        if after.is_empty() {
+            let why = format!("no memory file system takes it to thaw: {} {}", before.trim(), output.stderr);
+            return Err(failed(channel, FailureKind::GuestSide, why));
+        }
+        return Ok(after.lines().map(thawed_line).collect());
+    }
+}
+
+/// A line of `lull-runtime thaw` in the words of the thaw by hand.
+fn thawed_line(line: &str) -> String {
+    if let Some(place) = line.strip_suffix(": thawed") {
+        format!("thawed {place}\n")
+    } else if let Some(place) = line.strip_suffix(": was not frozen") {
+        format!("free {place}\n")
+    } else {
+        format!("failed {line}\n")
+    }
+}
+
 /// A folder that filled up while it was written to costs what was sent; then the next ones are tried. Packed first, and
 /// plain where the guest cannot unpack.
 async fn attempts(channel: &dyn GuestChannel, image: &Image, token: &str) -> Result<Deployed, ChannelError> {

@@ -63,10 +63,11 @@ impl Connector for SshConnector {
 
     fn thaw_command(&self, mount_points: &[String]) -> String {
         let sudo = if matches!(self.0.elevation, Elevation::None) { "" } else { "sudo " };
-        let each = mount_points.iter().map(|mount_point| format!("{sudo}fsfreeze --unfreeze {mount_point}"));
+        let each = mount_points.iter().map(|mount_point| format!("{sudo}fsfreeze --unfreeze {}", quoted(mount_point)));
+        let each = each.collect::<Vec<_>>().join("; ");
         let endpoint = self.0.endpoints.first();
         let (host, port) = endpoint.map_or(("GUEST", 22), |e| (e.host.as_str(), e.port));
-        format!("ssh -p {port} {}@{host} '{}'", self.0.user, each.collect::<Vec<_>>().join("; "))
+        format!("ssh -p {port} {}@{host} {}", self.0.user, quoted(&each))
     }
 
     fn rightly_remains(&self) -> Vec<String> {
@@ -81,6 +82,15 @@ impl Connector for SshConnector {
         }
         remains
     }
+}
+
+/// One word for a shell, quoted where it must be.
+fn quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '_' | '-');
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.to_string();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// One guest in the hands of one task.
@@ -128,6 +138,12 @@ impl<'a> GuestSession<'a> {
             quiesced: None,
             window: Window::default(),
         }
+    }
+
+    /// Goes on over a connection that is there.
+    pub fn over(mut self, channel: Box<dyn GuestChannel>) -> Self {
+        self.channel = Some(channel);
+        self
     }
 
     /// Connects and logs in.
@@ -374,4 +390,28 @@ fn shown(app: &Application) -> String {
 fn lost(step: Step) -> Stop {
     let error = CallError::Lost("it ended before".into());
     failure::of_call(step, "there is no component to talk to", &error).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::{Endpoint, Login};
+
+    #[test]
+    fn the_command_for_a_person_survives_any_mount_point() {
+        let access = GuestAccess {
+            vm_name: "db".into(),
+            endpoints: vec![Endpoint { host: "192.0.2.7".into(), port: 22 }],
+            credential: "c".into(),
+            user: "ops".into(),
+            login: Login::Password("secret".into()),
+            elevation: Elevation::Sudo(None),
+            host_keys: vec![],
+        };
+        let check = |mount_point: &str, expect: &str| {
+            assert_eq!(SshConnector(access.clone()).thaw_command(&[mount_point.into()]), expect);
+        };
+        check("/", "ssh -p 22 ops@192.0.2.7 'sudo fsfreeze --unfreeze /'");
+        check("/my data", r"ssh -p 22 ops@192.0.2.7 'sudo fsfreeze --unfreeze '\''/my data'\'''");
+    }
 }

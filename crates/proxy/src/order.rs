@@ -121,6 +121,14 @@ impl TaskSpec {
     }
 }
 
+/// Settings that hold nothing but the post-thaw script that is owed.
+pub fn owed_script(script: v1::OwedScript) -> GuestProcessing {
+    let mut settings = GuestProcessing::default();
+    settings.scripts.linux.post = Some(script.body);
+    settings.scripts.linux.timeout_ms = script.timeout_ms;
+    settings
+}
+
 /// Reads a hypervisor target.
 pub fn qemu(vm_name: &str, target: v1::HypervisorTarget) -> Result<QemuSpec, BadOrder> {
     let Some(v1::hypervisor_target::Kind::Qemu(qemu)) = target.kind else {

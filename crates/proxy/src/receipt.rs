@@ -1,8 +1,9 @@
-//! A fresh look into the guest for anything of ours, the sweep, and the thaw by hand: by the guest's own tools, not by
-//! anything that we put there.
+//! A fresh look into the guest for anything of ours, the sweep, and the thaw by hand: by the guest's own tools. Only where
+//! it has no `fsfreeze` is the component put there once more, to thaw and to go.
 //!
 //! What we look for: processes of a component, deployment folders, the lock's folder, mounts. Knows nothing of tasks.
 
+use crate::carried::Image;
 use crate::channel::{ChannelError, Exit, FailureKind, GuestChannel, Hop, Limits, Script, shell_word};
 use crate::deploy;
 use std::time::Duration;
@@ -10,6 +11,8 @@ use std::time::Duration;
 /// Where the component keeps its lock; the same path as in the component.
 const LOCK_FOLDER: &str = "/run/lull.lock";
 const THAW_LIMIT: Duration = Duration::from_secs(20);
+/// What the thaw by hand says where it cannot.
+const NO_FSFREEZE: &str = "no fsfreeze";
 
 /// What of ours is in a guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,16 +39,28 @@ impl GuestLook {
 
 /// Looks. Starts three programs in the guest.
 pub async fn look(channel: &dyn GuestChannel) -> Result<GuestLook, ChannelError> {
+    look_when_gone(channel, Duration::ZERO).await
+}
+
+/// Looks once no component runs any more, or after `patience`. It waits in the guest: there every new command costs, and
+/// while root is frozen its log line may be the one that no longer fits.
+pub async fn look_when_gone(channel: &dyn GuestChannel, patience: Duration) -> Result<GuestLook, ChannelError> {
     let digits = "[0-9a-f]".repeat(16);
     let places = deploy::FOLDERS.map(|folder| format!("{folder}/lull-{digits}*")).join(" ");
     let script = format!(
-        r#"ls -l /proc/[0-9]*/exe 2>/dev/null | grep "/lull-[0-9a-f]*/lull-runtime";
+        r#"n=0;
+        while [ $n -lt {tries} ] && ls -l /proc/[0-9]*/exe 2>/dev/null | grep -q "/lull-[0-9a-f]*/lull-runtime"; do
+          sleep 0.2; n=$(($n + 1));
+        done;
+        ls -l /proc/[0-9]*/exe 2>/dev/null | grep "/lull-[0-9a-f]*/lull-runtime";
         for o in {places}; do if [ -e $o ]; then echo "file $o"; fi; done;
         if [ -d {LOCK_FOLDER} ]; then echo "lock"; fi;
         while read -r a b c; do case $b in */lull-*) echo "mount $b";; esac; done </proc/mounts;
-        echo end"#
+        echo end"#,
+        tries = patience.as_millis() / 200
     );
-    let output = channel.exec_elevated(&Script::new("look for leftovers", &script), b"", Limits::default()).await?;
+    let limits = Limits { timeout: Limits::default().timeout + patience, ..Limits::default() };
+    let output = channel.exec_elevated(&Script::new("look for leftovers", &script), b"", limits).await?;
     let text = String::from_utf8_lossy(&output.stdout);
     if output.exit != Exit::Code(0) || !text.trim_end().ends_with("end") {
         return Err(ChannelError::new(
@@ -87,13 +102,12 @@ pub async fn sweep(channel: &dyn GuestChannel) -> Result<Vec<String>, ChannelErr
 /// watchdog is never killed here.
 pub async fn evict(channel: &dyn GuestChannel, look: &GuestLook) -> Result<(), ChannelError> {
     let pids: Vec<String> = look.processes.iter().map(|(pid, _)| pid.to_string()).collect();
-    // A watchdog's parent is a component too; a main process's parent is not.
+    // By its name: an orphaned watchdog's parent is not one of ours any more.
     let script = format!(
-        r#"all=" {all} ";
-        for p in $all; do
-          while read -r k v; do if [ "$k" = PPid: ]; then case "$all" in *" $v "*) ;; *) kill -9 $p;; esac; fi; done </proc/$p/status;
+        r#"for p in {}; do
+          if read -r name </proc/$p/comm; then if [ "$name" = lull-watchdog ]; then :; else kill -9 $p; fi; fi;
         done 2>/dev/null; exit 0"#,
-        all = pids.join(" ")
+        pids.join(" ")
     );
     channel
         .exec_elevated(&Script::new("end the component of an earlier task", &script), b"", Limits::default())
@@ -113,6 +127,7 @@ pub async fn remove_lock(channel: &dyn GuestChannel) -> Result<(), ChannelError>
 /// new command may be the one whose log line no longer fits.
 pub async fn watchdog_or_by_hand(
     channel: &dyn GuestChannel,
+    image: &Image,
     pids: &[u32],
     mount_points: &[String],
     patience: Duration,
@@ -127,16 +142,22 @@ pub async fn watchdog_or_by_hand(
         if [ -z "$a" ]; then if [ -d {LOCK_FOLDER} ]; then :; else echo watchdog; exit 0; fi; fi;"#,
         tries = patience.as_millis() / 200
     );
-    run_thaw(channel, &wait, mount_points, patience).await
+    run_thaw(channel, image, &wait, mount_points, patience).await
 }
 
-/// Thaws these file systems with the guest's own `fsfreeze`. One that is not frozen is fine.
-pub async fn thaw_by_hand(channel: &dyn GuestChannel, mount_points: &[String]) -> Result<String, String> {
-    run_thaw(channel, "", mount_points, Duration::ZERO).await
+/// Thaws these file systems with the guest's own `fsfreeze`, or with the component where it has none. One that is not
+/// frozen is fine.
+pub async fn thaw_by_hand(
+    channel: &dyn GuestChannel,
+    image: &Image,
+    mount_points: &[String],
+) -> Result<String, String> {
+    run_thaw(channel, image, "", mount_points, Duration::ZERO).await
 }
 
 async fn run_thaw(
     channel: &dyn GuestChannel,
+    image: &Image,
     first: &str,
     mount_points: &[String],
     patience: Duration,
@@ -147,6 +168,7 @@ async fn run_thaw(
     }
     let script = format!(
         r#"{first}
+        if command -v fsfreeze >/dev/null; then :; else echo {NO_FSFREEZE}; exit 0; fi;
         for m in {}; do
           if e=$(LC_ALL=C fsfreeze --unfreeze "$m" 2>&1); then echo "thawed $m";
           else case $e in *"Invalid argument"*) echo "free $m";; *) echo "failed $m" ${{e##*: }};; esac; fi;
@@ -156,7 +178,12 @@ async fn run_thaw(
     let limits = Limits { timeout: patience + THAW_LIMIT, ..Limits::default() };
     let output =
         channel.exec_elevated(&Script::new("thaw by hand", &script), b"", limits).await.map_err(|e| e.to_string())?;
-    judge_thaw(&String::from_utf8_lossy(&output.stdout), mount_points.len())
+    let said = String::from_utf8_lossy(&output.stdout);
+    if said.trim_end() != NO_FSFREEZE {
+        return judge_thaw(&said, mount_points.len());
+    }
+    let said = deploy::thaw(channel, image, &words, THAW_LIMIT).await.map_err(|e| e.to_string())?;
+    judge_thaw(&said, mount_points.len()).map(|line| format!("{line} (with the component: the guest has no fsfreeze)"))
 }
 
 fn judge_thaw(text: &str, expected: usize) -> Result<String, String> {

@@ -1,18 +1,22 @@
 //! Sees to it that a guest is thawed and swept and that the hypervisor holds nothing of ours, whatever an earlier task left.
 //!
-//! Idempotent, and needs no memory of that task: it looks, waits for a running watchdog to end, evicts a component whose proxy
-//! is gone, thaws by hand where component and watchdog were killed together (the lock's folder tells), and sweeps.
+//! Needs no memory of that task but for its script: it looks, waits for a running watchdog to end, evicts a component whose
+//! proxy is gone, thaws by hand where component and watchdog were killed together (the lock's folder tells), sweeps, and runs
+//! the post-thaw script where one is owed. Idempotent but for that.
 
 use crate::cancel::Cancel;
+use crate::carried::Image;
 use crate::channel::{ChannelError, GuestChannel, Limits, Script};
-use crate::failure;
-use crate::guest_session::Connector;
+use crate::failure::{self, Stop};
+use crate::guest_session::{Connector, GuestSession};
 use crate::order::QemuSpec;
 use crate::receipt::{self, GuestLook};
 use crate::reporter::{Reporter, StepOutcome};
 use lull_engine::failover::FailureClass;
 use lull_engine::session::{Hop, TaskFailure};
+use lull_engine::settings::GuestProcessing;
 use lull_engine::timeline::Step;
+use lull_guest_wire::ScriptStage;
 use lull_guest_wire::lease::LEASE_MS_DEFAULT;
 use lull_hypervisor::{QemuHost, SweepOrder, sweep};
 use lull_proxy_wire::v1;
@@ -33,6 +37,10 @@ pub struct Recovery<'a> {
     pub connector: Option<&'a dyn Connector>,
     /// Whether something may be frozen there.
     pub maybe_frozen: bool,
+    /// What is put there, to run a script or to thaw where the guest has no tool for it.
+    pub image: &'a Image,
+    /// Settings that hold the post-thaw script, where one is owed.
+    pub post_script: Option<GuestProcessing>,
     /// The hypervisor and the folders to sweep, where there is anything to see to.
     pub hypervisor: Option<HypervisorSweep>,
 }
@@ -52,10 +60,11 @@ pub async fn run(recovery: Recovery<'_>, reporter: Reporter, cancel: Cancel) -> 
     let mut receipt = v1::Receipt::default();
     let mut failure = None;
     if let Some(connector) = recovery.connector {
-        let guest = cancel.or(recover_guest(connector, &recovery, &reporter)).await;
+        let guest = cancel.or(recover_guest(connector, &recovery, &reporter, &cancel)).await;
         match guest {
             Ok(Ok(look)) => {
                 receipt.guest_checked = true;
+                receipt.thaw_confirmed = true;
                 receipt.left_in_guest = look.left();
                 receipt.rightly_remains = connector.rightly_remains();
             }
@@ -130,6 +139,7 @@ async fn recover_guest(
     connector: &dyn Connector,
     recovery: &Recovery<'_>,
     reporter: &Reporter,
+    cancel: &Cancel,
 ) -> Result<GuestLook, TaskFailure> {
     let began = reporter.started(Step::Connect, "");
     let connected = connector.connect().await;
@@ -152,14 +162,66 @@ async fn recover_guest(
         folders => format!("removed {}", folders.join(", ")),
     })?;
 
+    let mut guest =
+        GuestSession::new(connector, recovery.image, &recovery.vm_name, reporter.clone(), cancel.clone()).over(channel);
+    if let Some(settings) = &recovery.post_script {
+        owed_script(&mut guest, settings, reporter).await?;
+    }
+
     let began = reporter.started(Step::Receipt, "");
-    let look = receipt::look(channel.as_ref()).await;
+    let look = look_until_gone(&mut guest).await;
     let look = told(reporter, Step::Receipt, began, look, |look| match look.left().as_slice() {
         [] => "nothing of ours is left".to_string(),
         left => format!("left: {}", left.join(", ")),
     })?;
-    channel.close().await;
+    guest.close().await;
     Ok(look)
+}
+
+/// Runs the script. One that failed has run: it is told, and not run again.
+async fn owed_script(
+    guest: &mut GuestSession<'_>,
+    settings: &GuestProcessing,
+    reporter: &Reporter,
+) -> Result<(), TaskFailure> {
+    let began = reporter.started(Step::PostScript, "owed since the pre-freeze script ran");
+    let ran = match guest.redeploy().await {
+        Ok(()) => guest.script(ScriptStage::PostThaw, settings).await,
+        Err(e) => Err(failure::of_channel(Step::PostScript, &e).into()),
+    };
+    let end = |outcome, line: String| reporter.ended(Step::PostScript, outcome, line, began.elapsed());
+    match ran {
+        Ok(line) => end(StepOutcome::Ok, line),
+        Err(Stop::Failed(failure)) if failure.class == FailureClass::Script => {
+            reporter.warning(format!("the post-thaw script: {failure}"));
+            end(StepOutcome::Warning, failure.cause);
+        }
+        Err(Stop::Failed(failure)) => {
+            end(StepOutcome::Failed, format!("{}; {}", failure.cause, failure.remedy));
+            return Err(*failure);
+        }
+        // Only a pre-freeze script can be cancelled.
+        Err(Stop::Cancelled(reason)) => {
+            end(StepOutcome::Cancelled, reason.clone());
+            let remedy = "it is tried again";
+            return Err(failure::of(Step::PostScript, Hop::Script, FailureClass::Cancelled, reason, remedy));
+        }
+    }
+    // What it says is the receipt's business.
+    let _ = guest.remove().await;
+    Ok(())
+}
+
+/// A component that was told to go may be on its way.
+async fn look_until_gone(guest: &mut GuestSession<'_>) -> Result<GuestLook, ChannelError> {
+    let until = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let look = guest.look().await?;
+        if look.processes.is_empty() || tokio::time::Instant::now() >= until {
+            return Ok(look);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 fn told<T>(
@@ -209,11 +271,11 @@ async fn thaw(
         return Ok("an earlier component was killed before it froze anything; its lock is removed".into());
     }
     let mount_points = block_mounts(channel).await.map_err(of_channel)?;
-    let result = receipt::thaw_by_hand(channel, &mount_points).await;
+    let result = receipt::thaw_by_hand(channel, recovery.image, &mount_points).await;
     match result {
         Ok(line) => {
             receipt::remove_lock(channel).await.map_err(of_channel)?;
-            Ok(format!("component and watchdog were killed; {line}"))
+            Ok(format!("component and watchdog were killed or gave up; {line}"))
         }
         Err(why) => {
             let command = connector.thaw_command(&mount_points);
@@ -227,7 +289,8 @@ async fn thaw(
 async fn wait_until_gone(channel: &dyn GuestChannel, patience: Duration) -> Result<GuestLook, ChannelError> {
     let until = tokio::time::Instant::now() + patience;
     loop {
-        let look = receipt::look(channel).await?;
+        let left = until.saturating_duration_since(tokio::time::Instant::now());
+        let look = receipt::look_when_gone(channel, left).await?;
         if look.processes.is_empty() || tokio::time::Instant::now() >= until {
             return Ok(look);
         }
@@ -278,7 +341,14 @@ mod tests {
         };
         let repository_dir = folder.path().join("repository");
         let hypervisor = Some(HypervisorSweep { qemu, repository_dir, bitmaps_owed: vec![] });
-        let recovery = Recovery { vm_name: "shop".into(), connector: None, maybe_frozen: false, hypervisor };
+        let recovery = Recovery {
+            vm_name: "shop".into(),
+            connector: None,
+            maybe_frozen: false,
+            image: &Image::new(&b""[..]),
+            post_script: None,
+            hypervisor,
+        };
         let finished = run(recovery, Reporter::new().0, Cancel::default()).await;
         assert_eq!(finished.outcome, "failed", "{finished:?}");
         assert!(finished.failure_json.contains("shop.qmp"), "{finished:?}");

@@ -236,10 +236,18 @@ impl Proxy for ProxyService {
         let sweep = |qemu| HypervisorSweep { qemu, repository_dir, bitmaps_owed };
         let hypervisor = qemu.map_err(|e| refuse(&e))?.map(sweep);
         let (vm_name, maybe_frozen) = (order.vm_name, order.maybe_frozen);
+        let post_script = order.post_script.map(order::owed_script);
+        let image = carried::linux_x86_64().map_err(|e| Status::failed_precondition(e.to_string()))?;
         let cancel = Cancel::default();
         Ok(self.start(cancel.clone(), |reporter| async move {
             let connector = connector.as_ref().map(|c| c as &dyn Connector);
-            recover::run(Recovery { vm_name, connector, maybe_frozen, hypervisor }, reporter, cancel).await
+            let image = &image;
+            recover::run(
+                Recovery { vm_name, connector, maybe_frozen, image, post_script, hypervisor },
+                reporter,
+                cancel,
+            )
+            .await
         }))
     }
 

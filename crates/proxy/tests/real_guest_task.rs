@@ -225,3 +225,111 @@ async fn test_now_rehearse_and_the_list_of_vms() {
     assert_eq!(list.vms[0].disks, ["vd0"]);
     assert_clean(&guest);
 }
+
+/// An sshd that logs as by default: while root is frozen the log stands still, and at the testbed's level VERBOSE a login and a
+/// few commands fill what little of it waits in memory.
+fn with_sshds_own_log_level(guest: &Guest) {
+    guest.ssh("sed -i s/VERBOSE/INFO/ /etc/ssh/sshd_config.d/testbed.conf && kill -HUP $(cat /run/sshd.pid)");
+}
+
+/// In the guest, from before the freeze: waits for it, so many seconds more, and then does `what`; `$p` are the components.
+fn later(guest: &Guest, seconds: u32, what: &str) {
+    guest.ssh(&format!(
+        "(while [ ! -d /run/lull.lock ]; do sleep 0.2; done; sleep {seconds}; \
+         p=$(ls -l /proc/[0-9]*/exe | sed -n 's#.*/proc/\\([0-9]*\\)/exe -> .*/lull-runtime.*#\\1#p'); \
+         {what}) >/dev/null 2>&1 </dev/null &"
+    ));
+}
+
+fn long_hold(guest: &Guest) -> v1::TaskOrder {
+    v1::TaskOrder {
+        settings_json: "{\"lease_ms\":60000,\"freeze_budget_ms\":60000}".into(),
+        ..order(guest, Work::Hold(v1::HoldWork {}))
+    }
+}
+
+fn recovery(guest: &Guest) -> v1::RecoverOrder {
+    v1::RecoverOrder {
+        vm_name: guest.name().into(),
+        guest: Some(guest.target()),
+        maybe_frozen: true,
+        ..Default::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_guest_without_fsfreeze_is_thawed_by_a_component_in_memory() {
+    let guest = Guest::boot("pg", "bare");
+    with_sshds_own_log_level(&guest);
+    guest.ssh("mv $(command -v fsfreeze) /root/hidden; ! command -v fsfreeze");
+    later(&guest, 6, "kill -STOP $p; kill -KILL $p");
+    // A proxy in a runtime of its own, so that it can be killed like a process.
+    let killed = tokio::runtime::Runtime::new().unwrap();
+    let (frozen, is_frozen) = tokio::sync::oneshot::channel();
+    let order = long_hold(&guest);
+    killed.spawn(async move {
+        let (mut client, _proxy) = embedded(ProxyConfig::default()).await;
+        let mut task = Running::start(&mut client, order).await;
+        task.until(|event| matches!(event, Event::HoldReady(_))).await;
+        frozen.send(()).unwrap();
+        std::future::pending::<()>().await
+    });
+    is_frozen.await.unwrap();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    // Component and watchdog are dead, the server dies with its proxy: what is left is a frozen root.
+    killed.shutdown_background();
+    let (mut second, _proxy) = embedded(ProxyConfig::default()).await;
+    // Between the two scripts: the second one is owed.
+    let script =
+        v1::OwedScript { body: "#!/bin/sh\necho after $LULL_VM; touch /root/post\n".into(), timeout_ms: 10_000 };
+    let order = v1::RecoverOrder { post_script: Some(script), ..recovery(&guest) };
+    let mut recovery = Running::listen(second.recover(order).await.unwrap().into_inner());
+    let finished = recovery.finished().await;
+    println!("{}", recovery.words_told());
+    assert_eq!(finished.outcome, "success", "{}", recovery.words_told());
+    let words = recovery.words_told();
+    assert!(words.contains("1 of 1 file systems were still frozen (with the component: the guest has no fsfreeze)"));
+    assert!(words.contains(&format!("after {}", guest.name())), "the script's output is kept: {words}");
+    assert_eq!(recovery.steps(), "connect ok, thaw ok, remove ok, post-script ok, receipt ok");
+    assert_eq!(guest.ssh("ls /root/post && rm /root/post"), "/root/post");
+    assert_clean(&guest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_component_is_evicted_and_an_orphaned_watchdog_is_waited_for() {
+    let guest = Guest::boot("pg", "evict");
+    with_sshds_own_log_level(&guest);
+    let (mut client, _proxy) = embedded(ProxyConfig::default()).await;
+    // Another proxy's task, alive and renewed: whoever recovers wins.
+    let mut task = Running::start(&mut client, long_hold(&guest)).await;
+    task.until(|event| matches!(event, Event::HoldReady(_))).await;
+    let (mut second, _second_proxy) = embedded(ProxyConfig::default()).await;
+    let mut evicting = Running::listen(second.recover(recovery(&guest)).await.unwrap().into_inner());
+    let finished = evicting.finished().await;
+    let words = evicting.words_told();
+    assert_eq!(finished.outcome, "success", "{words}");
+    assert!(words.contains("a component of an earlier task still runs and is ended"), "{words}");
+    assert!(words.contains("the last one ended in order"), "its watchdog thawed: {words}");
+    let end = v1::HoldEnd { succeeded: true, detail: String::new() };
+    task.words.send(v1::ToTask { message: Some(Message::End(end)) }).await.unwrap();
+    assert_eq!(task.finished().await.outcome, "failed", "{}", task.words_told());
+    assert_clean(&guest);
+
+    // A watchdog that stands still while its main process is killed: it is nobody's child any more, and must live.
+    later(
+        &guest,
+        4,
+        "for q in $p; do [ $(cat /proc/$q/comm) = lull-watchdog ] && w=$q || m=$q; done; \
+         kill -STOP $w; kill -KILL $m; sleep 20; kill -CONT $w",
+    );
+    let mut task = Running::start(&mut client, long_hold(&guest)).await;
+    task.until(|event| matches!(event, Event::HoldReady(_))).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let mut waiting = Running::listen(second.recover(recovery(&guest)).await.unwrap().into_inner());
+    let finished = waiting.finished().await;
+    let words = waiting.words_told();
+    assert_eq!(finished.outcome, "success", "{words}");
+    assert!(words.contains("the last one ended in order"), "nobody thawed by hand: {words}");
+    drop(task);
+    assert_clean(&guest);
+}

@@ -198,6 +198,22 @@ async fn component_and_watchdog_killed_together_are_thawed_by_hand() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_thaw_that_failed_is_no_thaw_and_the_next_rung_is_taken() {
+    for no_fsfreeze in [false, true] {
+        let mut scene = Scene::default().with_scripts();
+        (scene.behaviour.thaw_fails, scene.behaviour.no_fsfreeze) = (true, no_fsfreeze);
+        let played = scene.play().await;
+        played.assert_promises("the component cannot thaw");
+        let words = played.words();
+        assert!(!played.told.iter().any(|event| matches!(event, Event::Thawed(_))), "{words}");
+        assert!(words.contains("by hand: 1 of 1 file systems were still frozen"), "{words}");
+        assert_eq!(words.contains("the guest has no fsfreeze"), no_fsfreeze, "{words}");
+        assert!(played.failure().cause.contains("/ could not be thawed: Input/output error"), "{words}");
+        assert!(played.finished.receipt.unwrap().thaw_confirmed, "by the ladder");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn where_nobody_can_thaw_a_person_gets_the_command() {
     let refuse = ChannelError::new(Hop::Route, FailureKind::Unreachable, "no way there", "build one");
     let mut helpless = 0;
@@ -209,6 +225,8 @@ async fn where_nobody_can_thaw_a_person_gets_the_command() {
         let played = scene.play().await;
         let told = played.finished.failure_json.contains("run this: thaw / by hand");
         assert!(told || !played.guest.frozen, "cut after {cut}\n{}", played.words());
+        let confirmed = played.finished.receipt.as_ref().is_some_and(|receipt| receipt.thaw_confirmed);
+        assert!(!(confirmed && played.guest.frozen), "cut after {cut}\n{}", played.words());
         helpless += u32::from(played.guest.frozen);
     }
     assert!(helpless > 0, "no cut fell into the window");

@@ -12,7 +12,7 @@ use crate::kernel::{self, Bell};
 use crate::memory;
 use crate::mounts::Mounted;
 use crate::plan::{self, Plan};
-use crate::shared::{Shared, Verdict};
+use crate::shared::{Shared, Slot, Verdict};
 use crate::thaw_pool::ThawPool;
 use crate::watchdog;
 use lull_guest_wire::{Lease, RefusalKind, Superblock};
@@ -346,7 +346,7 @@ impl Guard {
         self.finished.ring();
         let left_well = reap_within(self.watchdog_pid, EXIT_WITHIN_MS);
         self.reaped = true;
-        if !left_well {
+        if !left_well && !self.shared.slots().iter().any(Slot::may_be_frozen) {
             let _ = self.lock.remove_folder();
         }
         drop(self);

@@ -13,7 +13,7 @@ use crate::freeze::FreezerState;
 use crate::guard::Guard;
 use crate::kernel;
 use crate::report;
-use crate::shared::End;
+use crate::shared::{End, Slot};
 use lull_guest_wire::{Answer, FreezeId, Frozen, Phase, Refusal, RefusalKind, Thawed};
 
 /// Main looks this often whether the watchdog runs, in milliseconds.
@@ -182,7 +182,8 @@ impl Hold {
         let end = ended.filter(|_| self.phase == Phase::Thawing)?;
         let late = self.guard.shared.deadline_ms().is_some_and(|deadline| now_ms >= deadline);
         let freezer_back = self.guard.freezer.state() != FreezerState::Working;
-        if !self.pool_started && (late && !freezer_back || freezer_back && self.something_is_left()) {
+        let something_is_left = || self.guard.shared.slots().iter().any(Slot::may_be_frozen);
+        if !self.pool_started && (late && !freezer_back || freezer_back && something_is_left()) {
             self.start_pool();
         }
         if freezer_back && self.guard.pool.settled() {
@@ -194,14 +195,6 @@ impl Hold {
     fn start_pool(&mut self) {
         self.pool_started = true;
         self.guard.pool.start();
-    }
-
-    /// A `FITHAW` failed with something else than "was not frozen".
-    fn something_is_left(&self) -> bool {
-        self.guard.shared.slots().iter().any(|slot| {
-            let (thaws, error) = slot.thaw_results();
-            slot.attempted() && thaws == 0 && error != Some(libc::EINVAL)
-        })
     }
 
     fn count_beats(&mut self, now_ms: u64) {

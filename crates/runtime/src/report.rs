@@ -132,6 +132,25 @@ mod tests {
         );
     }
 
+    #[test]
+    fn only_a_thaw_that_failed_to_the_end_may_leave_something_frozen() {
+        let check = |frozen: bool, thaws: &[Result<(), i32>], expect: bool| {
+            let shared = Shared::new(1, Lease::default()).unwrap();
+            let slot = &shared.slots()[0];
+            if frozen {
+                slot.begin();
+                slot.returned(Ok(()), 5);
+            }
+            thaws.iter().for_each(|result| slot.thaw_returned(*result, 9_000));
+            assert_eq!(slot.may_be_frozen(), expect, "{frozen} {thaws:?}");
+        };
+        check(false, &[], false);
+        check(true, &[], true);
+        check(true, &[Err(libc::EIO)], true);
+        check(true, &[Err(libc::EIO), Ok(())], false);
+        check(true, &[Err(libc::EIO), Err(libc::EINVAL)], false);
+    }
+
     proptest! {
         #[test]
         fn no_gap_means_that_all_of_it_was_ours_to_the_end(

@@ -150,6 +150,12 @@ impl Slot {
         (self.thaws.load(SeqCst), Some(self.thaw_error.load(SeqCst)).filter(|errno| *errno != 0))
     }
 
+    /// Whether it may still be frozen by us: no `FITHAW` of ours returned 0 or "was not frozen".
+    pub fn may_be_frozen(&self) -> bool {
+        let (thaws, error) = self.thaw_results();
+        self.attempted() && thaws == 0 && error != Some(libc::EINVAL)
+    }
+
     /// When the last `FITHAW` returned 0, in microseconds of `CLOCK_MONOTONIC`; 0 before.
     pub fn thawed_us(&self) -> u64 {
         self.thawed_us.load(SeqCst)

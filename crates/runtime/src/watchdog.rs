@@ -22,7 +22,7 @@
 use crate::guest_lock::GuestLock;
 use crate::kernel::{self, Bell};
 use crate::memory;
-use crate::shared::{End, Shared, Verdict};
+use crate::shared::{End, Shared, Slot, Verdict};
 use crate::thaw_pool::ThawPool;
 use std::fs::File;
 use std::io::Write;
@@ -108,7 +108,7 @@ fn watch(setup: Setup, pool: &ThawPool, bell: &Bell) -> ! {
     loop {
         shared.watchdog_beat();
         if shared.main_finishes() {
-            leave(&lock);
+            leave(&lock, &shared);
         }
         let now_ms = kernel::now_ms();
         let late = shared.deadline_ms().is_some_and(|deadline| now_ms >= deadline);
@@ -138,7 +138,7 @@ fn watch(setup: Setup, pool: &ThawPool, bell: &Bell) -> ! {
         waiting.until(|waiting| shared.main_finishes() || waiting.main_dead || kernel::now_ms() >= give_up_ms);
     }
     if !waiting.main_dead && shared.decide(Verdict::WatchdogKills) == Verdict::MainFinishes {
-        leave(&lock);
+        leave(&lock, &shared);
     }
     if !waiting.main_dead {
         kill_main(main_pid);
@@ -148,14 +148,17 @@ fn watch(setup: Setup, pool: &ThawPool, bell: &Bell) -> ! {
     waiting.until(|waiting| waiting.pool.settled());
     pool.start();
     waiting.until(|waiting| waiting.pool.settled());
-    leave(&lock)
+    leave(&lock, &shared)
 }
 
 /// Ends well. The watchdog removes the lock's folder, main only where the watchdog ended otherwise: if both did, the second could
-/// remove the folder of the next freezer.
-fn leave(lock: &GuestLock) -> ! {
-    // A failure leaves an empty folder, which the next task takes over and removes.
-    let _ = lock.remove_folder();
+/// remove the folder of the next freezer. Where a thaw was given up the folder stays: it tells whoever looks that somebody
+/// else must thaw.
+fn leave(lock: &GuestLock, shared: &Shared) -> ! {
+    if !shared.slots().iter().any(Slot::may_be_frozen) {
+        // A failure leaves an empty folder, which the next task takes over and removes.
+        let _ = lock.remove_folder();
+    }
     exit(0)
 }
 

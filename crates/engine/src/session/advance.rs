@@ -52,19 +52,20 @@ pub fn advance(state: &TaskState, event: &TaskEvent, now: Timestamp) -> Result<T
 }
 
 fn while_waiting(state: &TaskState, event: &TaskEvent, now: Timestamp) -> Result<Transition, String> {
-    let TaskState::Waiting { epoch, tried, last_failure, .. } = state else {
+    let TaskState::Waiting { epoch, tried, last_failure, since, paid_for } = state else {
         return Err("it is not waiting".into());
     };
     let close = |ending| {
-        let state = TaskState::Finished { ending, at: now, still_owed: Owed::default(), restore_point: None };
+        let still_owed = Owed::default();
+        let state = TaskState::Finished { ending, at: now, still_owed, epoch: *epoch, restore_point: None };
         Ok(to(state, vec![Action::TaskClosed]))
     };
     match event {
-        TaskEvent::Dispatch { proxy, partial_file } => {
+        TaskEvent::Dispatch { proxy, partial_file, post_script, left } => {
             if tried.contains(proxy) {
                 return Err(format!("proxy {proxy} had its turn in this task"));
             }
-            let hold = Hold {
+            let mut hold = Hold {
                 proxy: *proxy,
                 epoch: epoch + 1,
                 since: now,
@@ -74,7 +75,16 @@ fn while_waiting(state: &TaskState, event: &TaskEvent, now: Timestamp) -> Result
                 frozen_id: None,
                 thawed: None,
                 restore_point: None,
+                post_script: *post_script,
+                paid_for: *paid_for,
             };
+            if let Some(left) = left.as_ref().filter(|left| left.is_due(state)) {
+                (hold.epoch, hold.owed, hold.paid_for) = (*epoch, left.owed.clone(), Some(left.by));
+                let then = AfterRecovery::Begin { since: *since, last_failure: last_failure.clone() };
+                let mut actions = Vec::new();
+                let next = leave(hold, then, now, &mut actions);
+                return Ok(to(next, actions));
+            }
             let send = Action::SendTask { proxy: *proxy, epoch: hold.epoch };
             Ok(to(TaskState::Dispatched { hold }, vec![send]))
         }
@@ -89,17 +99,21 @@ fn while_waiting(state: &TaskState, event: &TaskEvent, now: Timestamp) -> Result
             }),
         }),
         TaskEvent::CancelRequested => close(Ending::Cancelled),
-        TaskEvent::ServerRestarted => close(Ending::Failed {
-            failure: last_failure.clone().unwrap_or_else(|| TaskFailure {
-                step: None,
-                hop: Hop::BackupServer,
-                cause: "the backup server stopped before the task began, and nothing was done".into(),
-                remedy: "run it again".into(),
-                class: FailureClass::ServerRestarted,
-            }),
-        }),
+        TaskEvent::ServerRestarted => {
+            close(Ending::Failed { failure: last_failure.clone().unwrap_or_else(stopped_before_it_began) })
+        }
         // Of the epoch whose debts were paid before it came to wait.
         _ => Ok(ignored(state, Ignored::StaleEpoch)),
+    }
+}
+
+fn stopped_before_it_began() -> TaskFailure {
+    TaskFailure {
+        step: None,
+        hop: Hop::BackupServer,
+        cause: "the backup server stopped before the task began, and nothing was done".into(),
+        remedy: "run it again".into(),
+        class: FailureClass::ServerRestarted,
     }
 }
 
@@ -115,7 +129,10 @@ fn while_held(
     let next = match event {
         TaskEvent::Dispatch { .. } => return Err("a proxy holds it".into()),
         TaskEvent::NoProxy { .. } => return Err("a proxy holds it".into()),
-        TaskEvent::GuestRecovered { .. } | TaskEvent::HypervisorSwept { .. } | TaskEvent::RecoveryFailed { .. } => {
+        TaskEvent::PostScriptRan { .. }
+        | TaskEvent::GuestRecovered { .. }
+        | TaskEvent::HypervisorSwept { .. }
+        | TaskEvent::RecoveryFailed { .. } => {
             return Err("no recovery was asked for".into());
         }
         TaskEvent::Report { report: ProxyReport::Finished { ending, owed }, .. } => {
@@ -196,7 +213,13 @@ fn sharpen(hold: &mut Hold, at: Option<(Step, Timestamp)>, report: &ProxyReport,
     let mut at = at.unwrap_or((Step::Connect, now));
     match report {
         // Steps only move on, so a late report moves nothing back.
-        ProxyReport::StepStarted { step } if *step > at.0 => at = (*step, now),
+        ProxyReport::StepStarted { step } if *step > at.0 => {
+            at = (*step, now);
+            if *step == Step::PreScript {
+                hold.owed.post_script = hold.post_script;
+            }
+        }
+        ProxyReport::StepEnded { step: Step::PostScript } => hold.owed.post_script = None,
         ProxyReport::Frozen { freeze_id } if hold.thawed != Some(*freeze_id) => {
             hold.owed.frozen = true;
             hold.frozen_id = Some(*freeze_id);
@@ -276,7 +299,7 @@ fn while_recovering(state: &TaskState, event: &TaskEvent, now: Timestamp) -> Res
             return Err("no proxy was given the task under this number".into());
         }
         TaskEvent::CancelRequested => {
-            if matches!(then, AfterRecovery::Failover { .. }) {
+            if matches!(then, AfterRecovery::Failover { .. } | AfterRecovery::Begin { .. }) {
                 then = AfterRecovery::Close { ending: Ending::Cancelled };
             }
             hold.cancel_requested = true;
@@ -284,15 +307,26 @@ fn while_recovering(state: &TaskState, event: &TaskEvent, now: Timestamp) -> Res
         TaskEvent::ServerRestarted => {
             // Nobody carries this recovery any more: it begins anew under a number of its own, and the session does
             // not dispatch again.
-            if let AfterRecovery::Failover { failure } = then {
-                then = AfterRecovery::Close { ending: Ending::Failed { failure } };
-            }
+            then = match then {
+                AfterRecovery::Failover { failure } => AfterRecovery::Close { ending: Ending::Failed { failure } },
+                AfterRecovery::Begin { last_failure, .. } => {
+                    let failure = last_failure.unwrap_or_else(stopped_before_it_began);
+                    AfterRecovery::Close { ending: Ending::Failed { failure } }
+                }
+                close @ AfterRecovery::Close { .. } => close,
+            };
             let next = leave(hold, then, now, &mut actions);
             return Ok(to(next, actions));
+        }
+        TaskEvent::PostScriptRan { .. } => {
+            // The component that ran it is in the guest until a look says otherwise.
+            hold.owed.guest |= hold.owed.post_script.is_some();
+            hold.owed.post_script = None;
         }
         TaskEvent::GuestRecovered { .. } => {
             hold.owed.guest = false;
             hold.owed.frozen = false;
+            hold.owed.post_script = None;
         }
         TaskEvent::HypervisorSwept { .. } => {
             hold.owed.hypervisor = false;
@@ -339,6 +373,7 @@ fn epoch_in(event: &TaskEvent) -> Option<u64> {
         | TaskEvent::Report { epoch, .. }
         | TaskEvent::RestorePointRecorded { epoch, .. }
         | TaskEvent::ProxyLost { epoch, .. }
+        | TaskEvent::PostScriptRan { epoch }
         | TaskEvent::GuestRecovered { epoch }
         | TaskEvent::HypervisorSwept { epoch }
         | TaskEvent::RecoveryFailed { epoch, .. } => Some(*epoch),

@@ -2,8 +2,10 @@
 //! Reads no events.
 
 use super::{
-    Action, AfterRecovery, Ending, Hold, Owed, RECOVERY_ATTEMPTS_MAX, RECOVERY_WAIT_MS_MAX, RecoveryPart, TaskState,
+    Action, AfterRecovery, Ending, Hold, Hop, Owed, RECOVERY_ATTEMPTS_MAX, RECOVERY_WAIT_MS_MAX, RecoveryPart,
+    TaskFailure, TaskState,
 };
+use crate::failover::FailureClass;
 use crate::timeline::Step;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -16,12 +18,15 @@ pub struct FinalAccount {
     pub guest_clean: bool,
     /// A look at the hypervisor found nothing of ours that is not owed, and no partial file is left.
     pub hypervisor_clean: bool,
+    /// Every freeze of this task was confirmed to be over, or none was begun.
+    pub thaw_confirmed: bool,
 }
 
 /// What a task still owes when its proxy has finished, for [`super::ProxyReport::Finished`]: what the steps that were
 /// begun may have left, less what the proxy's account clears. Reports arrive in order and the proxy does nothing more,
 /// so here a step that was never begun counts as not done. A clean guest is no proof of a thaw: with runtime component
-/// and watchdog killed, nothing of ours is left and the file system is still frozen.
+/// and watchdog killed, nothing of ours is left and the file system is still frozen. Whether the post-thaw script ran is
+/// known from its own report alone.
 pub fn owed_after_finish(state: &TaskState, account: &FinalAccount) -> Owed {
     let (hold, step) = match state {
         TaskState::Running { hold, step, .. } => (hold, *step),
@@ -33,9 +38,10 @@ pub fn owed_after_finish(state: &TaskState, account: &FinalAccount) -> Owed {
     let hypervisor = step >= Step::Inventory && !account.hypervisor_clean;
     hold.owed.at_most(&Owed {
         guest: step >= Step::Deploy && !account.guest_clean,
-        frozen: step >= Step::Freeze,
+        frozen: step >= Step::Freeze && !account.thaw_confirmed,
         hypervisor,
         partial_file: hold.owed.partial_file.clone().filter(|_| hypervisor),
+        post_script: hold.owed.post_script,
     })
 }
 
@@ -57,7 +63,7 @@ pub(super) fn leave(mut hold: Hold, then: AfterRecovery, now: Timestamp, actions
 /// Whether this half of the recovery has anything to do.
 pub(super) fn is_owed(owed: &Owed, part: RecoveryPart) -> bool {
     match part {
-        RecoveryPart::Guest => owed.guest || owed.frozen,
+        RecoveryPart::Guest => owed.guest || owed.frozen || owed.post_script.is_some(),
         RecoveryPart::Hypervisor => owed.hypervisor || owed.partial_file.is_some(),
     }
 }
@@ -89,10 +95,17 @@ pub(super) fn settle(hold: Hold, then: AfterRecovery, now: Timestamp, actions: &
             actions.push(Action::Requeue);
             let mut tried = hold.tried;
             tried.push(hold.proxy);
-            return TaskState::Waiting { since: now, epoch: hold.epoch, tried, last_failure: Some(failure) };
+            let Hold { epoch, paid_for, .. } = hold;
+            return TaskState::Waiting { since: now, epoch, tried, last_failure: Some(failure), paid_for };
+        }
+        AfterRecovery::Begin { since, last_failure } if hold.owed.is_empty() => {
+            actions.push(Action::Requeue);
+            let Hold { epoch, tried, paid_for, .. } = hold;
+            return TaskState::Waiting { since, epoch, tried, last_failure, paid_for };
         }
         // Another proxy must not begin where the last one's traces could not be undone.
         AfterRecovery::Failover { failure } => Ending::Failed { failure },
+        AfterRecovery::Begin { .. } => Ending::Failed { failure: not_begun(&hold.owed) },
         AfterRecovery::Close { ending } => ending,
     };
     actions.push(Action::TaskClosed);
@@ -100,8 +113,25 @@ pub(super) fn settle(hold: Hold, then: AfterRecovery, now: Timestamp, actions: &
         ending: truthful(ending, &hold.owed),
         at: now,
         still_owed: hold.owed,
+        epoch: hold.epoch,
         restore_point: hold.restore_point,
     }
+}
+
+/// Why a task did not begin where an earlier one's debts could not be paid.
+fn not_begun(left: &Owed) -> TaskFailure {
+    TaskFailure {
+        step: None,
+        hop: Hop::ProxyToGuest,
+        cause: format!("nothing was begun, since what an earlier task left could not be undone: {left}"),
+        remedy: "see above why not, help by hand where it says how, and run it again".into(),
+        class: FailureClass::GuestSide,
+    }
+}
+
+/// What a person is told about debts that a closed task could not pay.
+pub fn left_for_the_next(still_owed: &Owed) -> String {
+    format!("{still_owed}; the next task on this VM sees to it first")
 }
 
 /// A task that leaves something behind is no success.
@@ -109,7 +139,7 @@ fn truthful(ending: Ending, still_owed: &Owed) -> Ending {
     if still_owed.is_empty() {
         return ending;
     }
-    let message = format!("{still_owed}; the next task on this VM sweeps it");
+    let message = left_for_the_next(still_owed);
     match ending {
         Ending::Success => Ending::Warning { messages: vec![message] },
         Ending::Warning { mut messages } => {

@@ -1,8 +1,8 @@
 //! What happens to a task, what must be done about it, and the transition that carries both. Decides nothing.
 
-use super::{Ending, Owed, TaskState};
+use super::{Ending, Left, Owed, TaskState};
 use crate::failover::FailureClass;
-use crate::ids::{RestorePointId, ServerId};
+use crate::ids::{RestorePointId, ServerId, TaskId};
 use crate::timeline::Step;
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +17,8 @@ pub enum ProxyReport {
         /// Which.
         step: Step,
     },
-    /// A step ended; whether well is told by what follows. It changes no state.
+    /// A step ended; whether well is told by what follows. The post-thaw script is then no longer owed, however it ended: it
+    /// is not run twice.
     StepEnded {
         /// Which.
         step: Step,
@@ -54,7 +55,7 @@ pub enum ProxyReport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RecoveryPart {
-    /// Thawing and sweeping the guest.
+    /// Thawing and sweeping the guest, and its post-thaw script.
     Guest,
     /// Sweeping the hypervisor and removing the partial file.
     Hypervisor,
@@ -70,6 +71,10 @@ pub enum TaskEvent {
         proxy: ServerId,
         /// Where the backup will be written, if one will.
         partial_file: Option<String>,
+        /// This task, where its settings have a post-thaw script.
+        post_script: Option<TaskId>,
+        /// What the last task that worked in this guest left there.
+        left: Option<Left>,
     },
     /// No server can serve it.
     NoProxy {
@@ -108,7 +113,12 @@ pub enum TaskEvent {
     CancelRequested,
     /// The backup server starts again and finds the task open.
     ServerRestarted,
-    /// The guest was thawed and swept, and a fresh look found nothing.
+    /// The post-thaw script that was owed ran to its end, well or not.
+    PostScriptRan {
+        /// The recovery it belongs to.
+        epoch: u64,
+    },
+    /// The guest was thawed and swept, the post-thaw script that was owed ran, and a fresh look found nothing.
     GuestRecovered {
         /// The recovery it belongs to.
         epoch: u64,
@@ -147,8 +157,8 @@ pub enum Action {
         /// The number of its dispatch.
         epoch: u64,
     },
-    /// See to it that the guest is thawed and swept; answer with [`TaskEvent::GuestRecovered`] or
-    /// [`TaskEvent::RecoveryFailed`].
+    /// See to it that the guest is thawed and swept and that an owed post-thaw script runs; answer with
+    /// [`TaskEvent::GuestRecovered`] or [`TaskEvent::RecoveryFailed`].
     RecoverGuest {
         /// The number of this recovery; a component of an older one is evicted.
         epoch: u64,

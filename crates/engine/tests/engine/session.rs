@@ -2,9 +2,9 @@
 
 use crate::world::{at_ms, now, server_id};
 use lull_engine::failover::FailureClass;
-use lull_engine::ids::RestorePointId;
+use lull_engine::ids::{RestorePointId, TaskId};
 use lull_engine::session::{
-    Action, Ending, FinalAccount, Hop, Ignored, Outcome, Owed, ProxyReport, RECOVERY_ATTEMPTS_MAX, RecoveryPart,
+    Action, Ending, FinalAccount, Hop, Ignored, Left, Outcome, Owed, ProxyReport, RECOVERY_ATTEMPTS_MAX, RecoveryPart,
     TaskEvent, TaskFailure, TaskState, Transition, advance, owed_after_finish,
 };
 use lull_engine::timeline::Step;
@@ -90,7 +90,12 @@ impl Task {
 }
 
 fn dispatch(server: u128) -> TaskEvent {
-    TaskEvent::Dispatch { proxy: server_id(server), partial_file: Some("/repo/vm-1.qcow2".into()) }
+    dispatch_with(server, None, None)
+}
+
+fn dispatch_with(server: u128, post_script: Option<TaskId>, left: Option<Left>) -> TaskEvent {
+    let partial_file = Some("/repo/vm-1.qcow2".into());
+    TaskEvent::Dispatch { proxy: server_id(server), partial_file, post_script, left }
 }
 
 fn failed(class: FailureClass) -> Ending {
@@ -105,7 +110,7 @@ fn failed(class: FailureClass) -> Ending {
     }
 }
 
-const CLEAN: FinalAccount = FinalAccount { guest_clean: true, hypervisor_clean: true };
+const CLEAN: FinalAccount = FinalAccount { guest_clean: true, hypervisor_clean: true, thaw_confirmed: true };
 
 #[test]
 fn a_task_that_goes_well_ends_with_nothing_owed() {
@@ -120,6 +125,7 @@ fn a_task_that_goes_well_ends_with_nothing_owed() {
             ending: Ending::Success,
             at: at_ms(task.clock_ms),
             still_owed: Owed::default(),
+            epoch: 1,
             restore_point: Some(RestorePointId(Uuid::nil())),
         }
     );
@@ -155,9 +161,92 @@ fn a_clean_receipt_is_no_proof_of_a_thaw() {
     let mut task = Task::running(Step::Snapshot);
     task.report(ProxyReport::ReceiptClean);
     assert!(task.state.owed().frozen);
-    task.finish(failed(FailureClass::Hypervisor), CLEAN);
+    let mut confirmed = Task { state: task.state.clone(), ..Task::new() };
+    task.finish(failed(FailureClass::Hypervisor), FinalAccount { thaw_confirmed: false, ..CLEAN });
     assert_eq!(task.state.name(), "recovering");
     assert_eq!(task.last, [Action::RecoverGuest { epoch: 2, last_proxy: server_id(1), after_ms: 0 }]);
+    // Nor need a thaw have been seen in the window: the ladder's word is enough.
+    confirmed.finish(failed(FailureClass::Hypervisor), CLEAN);
+    assert_eq!(confirmed.state.name(), "finished");
+}
+
+#[test]
+fn the_post_thaw_script_is_owed_from_the_beginning_of_the_pre_freeze_script_until_it_ran() {
+    let id = TaskId(Uuid::from_u128(9));
+    let run_until = |last: Step, post_script| {
+        let mut task = Task::new();
+        task.send(dispatch_with(1, post_script, None));
+        for step in Step::ALL.into_iter().filter(|step| *step <= last) {
+            task.report(ProxyReport::StepStarted { step });
+            if step < last {
+                task.report(ProxyReport::StepEnded { step });
+            }
+        }
+        task
+    };
+    for step in Step::ALL {
+        let task = run_until(step, Some(id));
+        let owed = (Step::PreScript..=Step::PostScript).contains(&step).then_some(id);
+        assert_eq!(task.state.owed().post_script, owed, "at {step}");
+        assert_eq!(run_until(step, None).state.owed().post_script, None, "there is none to run");
+    }
+
+    // Neither a thaw nor a clean guest pays it: the task is closed only once it ran.
+    let mut task = run_until(Step::Quiesce, Some(id));
+    task.finish(failed(FailureClass::Application), CLEAN);
+    assert_eq!(task.state.owed(), Owed { post_script: Some(id), ..Owed::default() });
+    let epoch = task.epoch();
+    assert_eq!(task.last, [Action::RecoverGuest { epoch, last_proxy: server_id(1), after_ms: 0 }]);
+    task.send(TaskEvent::PostScriptRan { epoch });
+    let rest = Owed { guest: true, ..Owed::default() };
+    assert_eq!(task.state.owed(), rest, "the component that ran it is not known to be gone");
+    // The rest of that attempt failed: the next one owes no script.
+    task.send(TaskEvent::RecoveryFailed { epoch, part: RecoveryPart::Guest, cause: "no route".into() });
+    assert_eq!(task.state.owed(), rest);
+    task.send(TaskEvent::GuestRecovered { epoch });
+    assert_eq!(task.ending().outcome(), Outcome::Failed);
+    assert!(task.state.owed().is_empty());
+}
+
+#[test]
+fn what_the_last_task_left_is_paid_before_the_next_one_begins() {
+    let (earlier, id) = (TaskId(Uuid::from_u128(8)), TaskId(Uuid::from_u128(9)));
+    let still_owed = Owed { post_script: Some(earlier), ..Owed::everything(Some("/repo/vm-1.qcow2".into())) };
+    let left = Left::of(earlier, &still_owed).expect("it is frozen");
+    assert_eq!(left.owed, Owed { hypervisor: false, partial_file: None, ..still_owed });
+    assert_eq!(Left::of(earlier, &Owed { frozen: false, post_script: None, ..still_owed }), None, "swept on the way");
+
+    let mut task = Task::new();
+    let again = dispatch_with(1, Some(id), Some(left.clone()));
+    task.send(again.clone());
+    assert_eq!(task.last, [Action::RecoverGuest { epoch: 1, last_proxy: server_id(1), after_ms: 0 }]);
+    assert_eq!(task.state.owed(), left.owed);
+    let mut helpless = Task { state: task.state.clone(), ..Task::new() };
+    let mut cancelled = Task { state: task.state.clone(), ..Task::new() };
+
+    // Paid: it is sent to the same proxy, and not paid for a second time.
+    task.send(TaskEvent::GuestRecovered { epoch: 1 });
+    assert_eq!((task.state.name(), task.last.as_slice()), ("waiting", [Action::Requeue].as_slice()));
+    task.send(again.clone());
+    assert_eq!(task.last, [Action::SendTask { proxy: server_id(1), epoch: 2 }]);
+    // Another proxy after it does not begin anew either.
+    task.send(TaskEvent::NotDelivered { epoch: 2, cause: "connection refused".into() });
+    task.send(dispatch_with(2, Some(id), Some(left.clone())));
+    assert_eq!(task.last, [Action::SendTask { proxy: server_id(2), epoch: 3 }]);
+
+    // Given up: nothing was begun, and the one after it owes the same.
+    for _ in 0..RECOVERY_ATTEMPTS_MAX {
+        helpless.send(TaskEvent::RecoveryFailed { epoch: 1, part: RecoveryPart::Guest, cause: "no route".into() });
+    }
+    let Ending::Failed { failure } = helpless.ending() else { panic!("not failed") };
+    assert!(failure.cause.starts_with("nothing was begun, since what an earlier task left could not be undone"));
+    assert_eq!(Left::of(id, &helpless.state.owed()).expect("still frozen").owed, left.owed);
+
+    // Cancelled meanwhile: the guest is seen to all the same.
+    cancelled.send(TaskEvent::CancelRequested);
+    assert_eq!(cancelled.state.name(), "recovering");
+    cancelled.send(TaskEvent::GuestRecovered { epoch: 1 });
+    assert_eq!(cancelled.ending(), &Ending::Cancelled);
 }
 
 #[test]
@@ -307,7 +396,7 @@ fn a_cancelled_task_whose_proxy_is_lost_does_not_go_to_another() {
 #[test]
 fn a_success_that_left_something_is_a_warning_once_sweeping_was_given_up() {
     let mut task = Task::running(Step::Receipt);
-    task.finish(Ending::Success, FinalAccount { guest_clean: false, hypervisor_clean: true });
+    task.finish(Ending::Success, FinalAccount { guest_clean: false, ..CLEAN });
     let mut waits = Vec::new();
     for _ in 0..RECOVERY_ATTEMPTS_MAX {
         let epoch = task.epoch();
@@ -321,7 +410,9 @@ fn a_success_that_left_something_is_a_warning_once_sweeping_was_given_up() {
     assert_eq!(
         task.ending(),
         &Ending::Warning {
-            messages: vec!["the guest may still hold the runtime component; the next task on this VM sweeps it".into()]
+            messages: vec![
+                "the guest may still hold the runtime component; the next task on this VM sees to it first".into()
+            ]
         }
     );
     assert!(task.state.owed().guest, "what is left stays recorded");

@@ -2,9 +2,9 @@
 
 use crate::world::{at_ms, now, server_id};
 use lull_engine::failover::FailureClass;
-use lull_engine::ids::RestorePointId;
+use lull_engine::ids::{RestorePointId, TaskId};
 use lull_engine::session::{
-    Action, Ending, Hop, Ignored, Owed, ProxyReport, RECOVERY_ATTEMPTS_MAX, RecoveryPart, TaskEvent, TaskFailure,
+    Action, Ending, Hop, Ignored, Left, Owed, ProxyReport, RECOVERY_ATTEMPTS_MAX, RecoveryPart, TaskEvent, TaskFailure,
     TaskState, advance,
 };
 use lull_engine::timeline::Step;
@@ -34,11 +34,28 @@ fn any_ending() -> impl Strategy<Value = Ending> {
 }
 
 fn any_owed() -> impl Strategy<Value = Owed> {
-    (any::<[bool; 3]>(), prop::option::of(Just("f".to_owned()))).prop_map(|([guest, frozen, hypervisor], file)| Owed {
-        guest,
-        frozen,
-        hypervisor,
-        partial_file: file,
+    (any::<[bool; 3]>(), prop::option::of(Just("f".to_owned())), prop::option::of(any_task())).prop_map(
+        |([guest, frozen, hypervisor], partial_file, post_script)| Owed {
+            guest,
+            frozen,
+            hypervisor,
+            partial_file,
+            post_script,
+        },
+    )
+}
+
+fn any_task() -> impl Strategy<Value = TaskId> {
+    (0u128..2).prop_map(|n| TaskId(Uuid::from_u128(n)))
+}
+
+fn any_dispatch() -> impl Strategy<Value = TaskEvent> {
+    let left = (any_task(), any_owed()).prop_map(|(by, owed)| Left::of(by, &owed));
+    (0u128..4, prop::option::of(any_task()), left).prop_map(|(n, post_script, left)| TaskEvent::Dispatch {
+        proxy: server_id(n),
+        partial_file: Some("f".into()),
+        post_script,
+        left,
     })
 }
 
@@ -60,7 +77,7 @@ fn any_report() -> impl Strategy<Value = ProxyReport> {
 fn any_event() -> impl Strategy<Value = (u64, TaskEvent)> {
     let part = select(vec![RecoveryPart::Guest, RecoveryPart::Hypervisor]);
     let event = prop_oneof![
-        3 => (0u128..4).prop_map(|n| TaskEvent::Dispatch { proxy: server_id(n), partial_file: Some("f".into()) }),
+        3 => any_dispatch(),
         8 => any_report().prop_map(|report| TaskEvent::Report { epoch: 0, report }),
         1 => Just(TaskEvent::NoProxy { cause: "none".into() }),
         1 => Just(TaskEvent::NotDelivered { epoch: 0, cause: "refused".into() }),
@@ -68,6 +85,7 @@ fn any_event() -> impl Strategy<Value = (u64, TaskEvent)> {
         1 => Just(TaskEvent::ProxyLost { epoch: 0, cause: "silent".into() }),
         1 => Just(TaskEvent::CancelRequested),
         1 => Just(TaskEvent::ServerRestarted),
+        1 => Just(TaskEvent::PostScriptRan { epoch: 0 }),
         2 => Just(TaskEvent::GuestRecovered { epoch: 0 }),
         2 => Just(TaskEvent::HypervisorSwept { epoch: 0 }),
         3 => part.prop_map(|part| TaskEvent::RecoveryFailed { epoch: 0, part, cause: "no".into() }),
@@ -92,6 +110,7 @@ fn with_epoch(event: &TaskEvent, number: u64) -> TaskEvent {
         | TaskEvent::Report { epoch, .. }
         | TaskEvent::RestorePointRecorded { epoch, .. }
         | TaskEvent::ProxyLost { epoch, .. }
+        | TaskEvent::PostScriptRan { epoch }
         | TaskEvent::GuestRecovered { epoch }
         | TaskEvent::HypervisorSwept { epoch }
         | TaskEvent::RecoveryFailed { epoch, .. } => *epoch = number,
@@ -106,12 +125,14 @@ fn is_evidence(event: &TaskEvent) -> bool {
         event,
         TaskEvent::NotDelivered { .. }
             | TaskEvent::RestorePointRecorded { .. }
+            | TaskEvent::PostScriptRan { .. }
             | TaskEvent::GuestRecovered { .. }
             | TaskEvent::HypervisorSwept { .. }
             | TaskEvent::Report {
                 report: ProxyReport::Thawed { .. }
                     | ProxyReport::Swept
                     | ProxyReport::ReceiptClean
+                    | ProxyReport::StepEnded { step: Step::PostScript }
                     | ProxyReport::Finished { .. },
                 ..
             }
@@ -123,6 +144,7 @@ fn covers(more: &Owed, less: &Owed) -> bool {
         && (more.frozen || !less.frozen)
         && (more.hypervisor || !less.hypervisor)
         && (more.partial_file.is_some() || less.partial_file.is_none())
+        && (more.post_script.is_some() || less.post_script.is_none())
 }
 
 proptest! {
@@ -145,6 +167,12 @@ proptest! {
             }
             if matches!(transition.state, TaskState::Waiting { .. }) {
                 prop_assert!(after.is_empty());
+            }
+            // Nor while an earlier task's debts on the VM are not paid.
+            if let (TaskEvent::Dispatch { left: Some(left), .. }, TaskState::Dispatched { hold }) =
+                (&event, &transition.state)
+            {
+                prop_assert_eq!(hold.paid_for, Some(left.by));
             }
             // Whatever is owed is being paid, held by a proxy, or recorded at the end.
             if let TaskState::Recovering { .. } = transition.state {

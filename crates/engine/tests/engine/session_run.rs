@@ -9,8 +9,13 @@ use lull_engine::session::{
 
 #[test]
 fn a_session_is_as_good_as_its_worst_task() {
-    let end =
-        |ending: Ending| TaskState::Finished { ending, at: now(), still_owed: Owed::default(), restore_point: None };
+    let end = |ending: Ending| TaskState::Finished {
+        ending,
+        at: now(),
+        still_owed: Owed::default(),
+        epoch: 1,
+        restore_point: None,
+    };
     let success = end(Ending::Success);
     let warning = end(Ending::Warning { messages: vec!["look".into()] });
     let cancelled = end(Ending::Cancelled);
@@ -42,7 +47,10 @@ fn a_session_is_as_good_as_its_worst_task() {
 #[test]
 fn a_session_ends_only_when_its_last_task_has() {
     let mut recovering = TaskState::new(now());
-    for event in [TaskEvent::Dispatch { proxy: server_id(1), partial_file: None }, TaskEvent::ServerRestarted] {
+    for event in [
+        TaskEvent::Dispatch { proxy: server_id(1), partial_file: None, post_script: None, left: None },
+        TaskEvent::ServerRestarted,
+    ] {
         recovering = advance(&recovering, &event, now()).expect("legal").state;
     }
     let counts = count([&recovering]);

@@ -65,10 +65,30 @@ impl<'a> Transfer<'a> {
 }
 
 /// Receives the component on stdin, checks it, and becomes it, in the first of `folders` that takes it. `token` is 16
-/// hexadecimal digits. A folder whose mount forbids programs is passed over; where something else forbids them (a mount above it,
-/// a policy), the shell's last word says so and the caller tries the next ones: probing each folder would cost every task two
-/// program starts.
+/// hexadecimal digits.
 pub(super) fn deploy_script(token: &str, folders: &[&str], transfer: Transfer<'_>) -> Script {
+    let (sweep, put) = (sweep_text(), put_text(token, &folders.join(" "), transfer));
+    Script::new("put the runtime component there", &format!("{sweep} {put} echo = && exec $f serve"))
+}
+
+/// Receives the component on stdin and has it thaw what `words` say, shell words all; then it is gone. While a file system
+/// is frozen nothing may be written there, so only memory file systems serve, and nothing is swept.
+pub(super) fn thaw_script(token: &str, transfer: Transfer<'_>, words: &str) -> Script {
+    let put = put_text(token, "$m", transfer);
+    Script::new(
+        "thaw with the component",
+        &format!(
+            r#"m=;
+        while read -r a b c e; do case "$b $c" in "/run tmpfs"|"/dev/shm tmpfs") m="$m $b";; esac; done </proc/mounts;
+        {put} echo =; $f thaw {words} 2>&1; rm -rf $w; exit 0"#
+        ),
+    )
+}
+
+/// Receives the component on stdin, into `$f`, in the first of `folders` that takes it. A folder whose mount forbids programs is
+/// passed over; where something else forbids them (a mount above it, a policy), it shows when the component is started:
+/// probing each folder would cost every task two program starts.
+fn put_text(token: &str, folders: &str, transfer: Transfer<'_>) -> String {
     let payload = transfer.payload();
     let (check, suffix, unpack) = match transfer {
         Transfer::Plain(_) => ("", "", ""),
@@ -78,10 +98,8 @@ pub(super) fn deploy_script(token: &str, folders: &[&str], transfer: Transfer<'_
             "if e=$(gzip -d $f.gz 2>&1); then :; else rm -rf $w; echo \"- $d it could not be unpacked:\" ${e##*: }; exit 1; fi;",
         ),
     };
-    Script::new(
-        "put the runtime component there",
-        &format!(
-            r#"umask 077; cd /; {check} {sweep}
+    format!(
+        r#"umask 077; cd /; {check}
         n=" ";
         while read -r a b c o x; do case ,$o, in *,noexec,*) n="$n$b ";; esac; done </proc/mounts;
         f=;
@@ -98,13 +116,9 @@ pub(super) fn deploy_script(token: &str, folders: &[&str], transfer: Transfer<'_
         s=$(sha256sum $p 2>/dev/null); s=${{s%% *}};
         if [ -z "$s" ]; then echo "i sha256sum is missing there: the connection alone vouches for the component"; s={sha256}; fi;
         if [ $s = {sha256} ]; then :; else rm -rf $w; echo "- $d what arrived is not what was sent"; exit 1; fi;
-        {unpack}
-        echo = && exec $f serve"#,
-            sweep = sweep_text(),
-            folders = folders.join(" "),
-            bytes = payload.bytes.len(),
-            sha256 = payload.sha256,
-        ),
+        {unpack}"#,
+        bytes = payload.bytes.len(),
+        sha256 = payload.sha256,
     )
 }
 
@@ -146,6 +160,7 @@ mod tests {
             let script = deploy_script("00c0ffee00c0ffee", &FOLDERS, transfer);
             assert!(script.text().contains("head -c 1500000"));
         }
+        assert!(thaw_script("00c0ffee00c0ffee", Transfer::Plain(&payload), "/ /srv").text().contains("$f thaw / /srv"));
         sweep_script();
         remove_script("00c0ffee00c0ffee");
     }

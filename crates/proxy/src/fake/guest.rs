@@ -27,6 +27,10 @@ pub struct Behaviour {
     pub loses_answer_to: Option<&'static str>,
     /// This command is refused.
     pub refuses: Option<(&'static str, RefusalKind)>,
+    /// Every `FITHAW` of component and watchdog fails, until both give up.
+    pub thaw_fails: bool,
+    /// The guest has no `fsfreeze`.
+    pub no_fsfreeze: bool,
     /// The application cannot be brought to rest.
     pub application_fails: bool,
     /// Exit code of scripts.
@@ -69,6 +73,11 @@ impl FakeGuest {
         Arc::new(FakeGuest { component_bytes, behaviour, state: Mutex::default() })
     }
 
+    /// Finds it as something left it.
+    pub fn set(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+    }
+
     /// What became of it.
     pub fn state(&self) -> State {
         self.lock().clone()
@@ -104,6 +113,11 @@ impl FakeGuest {
                 format!("{process}{lock}end\n")
             }
             "thaw by hand" if !state.lock && !state.component => "watchdog\n".into(),
+            "thaw by hand" if self.behaviour.no_fsfreeze => "no fsfreeze\n".into(),
+            "thaw with the component" => {
+                let how = if std::mem::replace(&mut state.frozen, false) { "thawed" } else { "was not frozen" };
+                format!("+ /run/lull-00c0ffee00c0ffee\n=\n/: {how}\n")
+            }
             "thaw by hand" => match std::mem::replace(&mut state.frozen, false) {
                 true => "thawed /\n".into(),
                 false => "free /\n".into(),
@@ -131,7 +145,7 @@ impl FakeGuest {
         let in_order = said.is_ok() && self.serve(&mut io).await;
         let mut state = self.lock();
         state.component = false;
-        let nobody_thaws = !in_order && self.behaviour.watchdog_dies_too;
+        let nobody_thaws = !in_order && self.behaviour.watchdog_dies_too || self.behaviour.thaw_fails;
         state.lock &= nobody_thaws;
         // The watchdog: whatever ended the component, the guest is thawed, unless it died too.
         if !nobody_thaws {
@@ -221,9 +235,17 @@ impl FakeGuest {
                 if state.over != Some(*freeze) {
                     let (_, lease) = state.armed_is(*freeze)?;
                     state.check_lease(lease);
-                    (state.frozen, state.lock, state.armed, state.over) = (false, false, None, Some(*freeze));
+                    (state.armed, state.over) = (None, Some(*freeze));
+                    if !self.behaviour.thaw_fails {
+                        (state.frozen, state.lock) = (false, false);
+                    }
                 }
-                Ok(Answer::Thawed(thawed(*freeze, state.gap || !state.was_frozen)))
+                let mut thawed = thawed(*freeze, state.gap || !state.was_frozen);
+                if self.behaviour.thaw_fails {
+                    thawed.superblocks[0].result = ThawResult::Failed("Input/output error".into());
+                    (thawed.no_gap, thawed.gaps) = (false, vec!["/ could not be thawed".into()]);
+                }
+                Ok(Answer::Thawed(thawed))
             }
             Command::Status => Ok(Answer::Status(Status { phase: Phase::Idle, freeze: None, remaining_ms: 0 })),
             Command::CancelScript | Command::Release | Command::Bye => Ok(Answer::Done),

@@ -5,12 +5,13 @@
 //! 3. by hand over the same connection, then over a new login;
 //! 4. a person, who gets the exact command.
 //!
-//! The watchdog removes the guest's lock folder when it ends in order, and only then: a folder that is still there with
-//! nobody alive tells that main and watchdog were killed together.
+//! An answer in which a file system could not be thawed is no thaw. The watchdog removes the guest's lock folder when it
+//! ends with everything thawed, and only then: a folder that is still there with nobody alive tells that main and watchdog
+//! were killed together, or gave up.
 
 use super::GuestSession;
+use super::window::still_frozen;
 use crate::receipt;
-use crate::runtime_client::CallError;
 use lull_guest_wire::{Answer, Command, Freezable, Lease};
 use std::time::Duration;
 
@@ -30,11 +31,13 @@ impl GuestSession<'_> {
         };
         if let Some((client, _)) = &mut self.component {
             match client.call(Command::Thaw(freeze), COMPONENT_LIMIT).await {
-                Ok(Answer::Thawed(thawed)) => {
-                    self.window.thawed = Some(thawed);
-                    return Ok("by the component".into());
-                }
-                Err(CallError::Refused(refusal)) => return Ok(format!("the component says: {refusal}")),
+                Ok(Answer::Thawed(thawed)) => match still_frozen(&thawed.superblocks) {
+                    None => {
+                        self.window.thawed = Some(thawed);
+                        return Ok("by the component".into());
+                    }
+                    Some(why) => self.reporter.warning(format!("thaw: the component says: {why}")),
+                },
                 Ok(other) => self.reporter.warning(format!("thaw: the component answered {other:?}")),
                 Err(e) => {
                     self.reporter.warning(format!("thaw: {e}; its channel is closed, so that its watchdog thaws"))
@@ -49,7 +52,7 @@ impl GuestSession<'_> {
         let mount_points = self.frozen_mount_points();
         let mut tried = None;
         if let Some(channel) = self.channel.as_deref() {
-            match receipt::watchdog_or_by_hand(channel, &pids, &mount_points, patience).await {
+            match receipt::watchdog_or_by_hand(channel, self.image, &pids, &mount_points, patience).await {
                 Ok(line) => return Ok(line),
                 Err(e) => {
                     self.reporter.warning(format!("thaw: not over this connection: {e}; trying a new login"));
@@ -63,7 +66,9 @@ impl GuestSession<'_> {
         };
         match second {
             Ok(second) => {
-                let result = receipt::watchdog_or_by_hand(second.as_ref(), &pids, &mount_points, patience).await;
+                let second_channel = second.as_ref();
+                let result =
+                    receipt::watchdog_or_by_hand(second_channel, self.image, &pids, &mount_points, patience).await;
                 self.channel = Some(second);
                 match result {
                     Ok(line) => return Ok(format!("{line}, over a new login")),

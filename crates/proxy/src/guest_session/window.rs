@@ -13,7 +13,9 @@ use lull_engine::failover::FailureClass;
 use lull_engine::session::Hop;
 use lull_engine::timeline::Step;
 use lull_guest_wire::lease::RENEW_EVERY_MS;
-use lull_guest_wire::{Answer, ArmOrder, Command, FreezeId, Frozen, Lease, RefusalKind};
+use lull_guest_wire::{
+    Answer, ArmOrder, Command, FreezeId, Frozen, Lease, RefusalKind, SuperblockThaw, ThawResult, Thawed,
+};
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::task_event::Event;
 use std::future::Future;
@@ -130,7 +132,7 @@ impl GuestSession<'_> {
             Some(Err(e)) => {
                 if let CallError::Refused(refusal) = &e {
                     window.refused = refusal.superblocks.clone();
-                    result.refused = Some(refusal.kind);
+                    result.refused = still_frozen(&refusal.superblocks).is_none().then_some(refusal.kind);
                 }
                 result.trouble = Some(not_frozen("the freeze failed", &e));
             }
@@ -139,6 +141,12 @@ impl GuestSession<'_> {
         if result.refused.is_none() {
             let thaw_began = Instant::now();
             match thaw(client, freeze).await {
+                Ok(Thawed { superblocks, .. }) if still_frozen(&superblocks).is_some() => {
+                    let cause = still_frozen(&superblocks).unwrap_or_default();
+                    let remedy = "see the file system's state in the guest's kernel log";
+                    let stop = failure::of(Step::Thaw, Hop::FileSystem, FailureClass::FileSystem, cause, remedy);
+                    result.trouble.get_or_insert_with(|| stop.into());
+                }
                 Ok(thawed) => {
                     window.window_us = began.elapsed().as_micros() as u64;
                     window.thaw_us = thaw_began.elapsed().as_micros() as u64;
@@ -171,6 +179,16 @@ impl GuestSession<'_> {
         );
         self.reporter.ended(Step::Thaw, outcome, line, Duration::from_micros(self.window.thaw_us));
     }
+}
+
+/// Which file systems the component could not thaw; `None` where it left none frozen.
+pub(super) fn still_frozen(superblocks: &[SuperblockThaw]) -> Option<String> {
+    let failed = superblocks.iter().filter_map(|thaw| match &thaw.result {
+        ThawResult::Failed(why) => Some(format!("{} could not be thawed: {why}", thaw.mount_point)),
+        _ => None,
+    });
+    let failed = failed.collect::<Vec<_>>().join("; ");
+    (!failed.is_empty()).then_some(failed)
 }
 
 fn not_frozen(what: &str, error: &CallError) -> Stop {
@@ -266,7 +284,7 @@ async fn await_inside<T>(
     }
 }
 
-async fn thaw(client: &mut RuntimeClient, freeze: FreezeId) -> Result<lull_guest_wire::Thawed, CallError> {
+async fn thaw(client: &mut RuntimeClient, freeze: FreezeId) -> Result<Thawed, CallError> {
     match client.call(Command::Thaw(freeze), THAW_LIMIT).await? {
         Answer::Thawed(thawed) if thawed.freeze == freeze => Ok(thawed),
         other => Err(CallError::Protocol(format!("{other:?}"))),

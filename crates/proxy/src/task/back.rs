@@ -42,6 +42,7 @@ impl Run<'_> {
         }
         let refused = self.guest.as_ref().is_some_and(GuestSession::was_refused);
         self.receipt(owed.contains(&Undo::Receipt) && !refused, &mut receipt).await;
+        receipt.thaw_confirmed = !still_to_run(&self.progress).contains(&Undo::Thaw);
         if let Some(guest) = &mut self.guest {
             guest.close().await;
         }

@@ -175,7 +175,10 @@ fn failure(state: &TaskState) -> Option<&lull_engine::session::TaskFailure> {
         TaskState::Recovering { then: AfterRecovery::Close { ending }, .. } | TaskState::Finished { ending, .. } => {
             ending
         }
-        TaskState::Waiting { last_failure, .. } => return last_failure.as_ref(),
+        TaskState::Waiting { last_failure, .. }
+        | TaskState::Recovering { then: AfterRecovery::Begin { last_failure, .. }, .. } => {
+            return last_failure.as_ref();
+        }
         TaskState::Dispatched { .. } | TaskState::Running { .. } => return None,
     };
     match ending {

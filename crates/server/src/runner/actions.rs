@@ -38,7 +38,10 @@ pub async fn record(server: &Arc<Server>, task: Uuid, mut happening: Happening) 
             Err(ApplyError::Store(error)) => {
                 tracing::error!(%task, %error, "what a proxy reported cannot be stored");
                 let Some(epoch) = epoch else { return };
-                happening = cannot_be_stored(epoch, &error);
+                // It said nothing about what it left that could be kept.
+                let open = server.book.open_task(task).await;
+                let owed = open.map(|open| open.row.state.owed()).unwrap_or_default();
+                happening = cannot_be_stored(epoch, owed, &error);
             }
         }
     }
@@ -101,7 +104,7 @@ fn epoch_of(happening: &Happening) -> Option<u64> {
     })
 }
 
-fn cannot_be_stored(epoch: u64, error: &StoreError) -> Happening {
+fn cannot_be_stored(epoch: u64, owed: Owed, error: &StoreError) -> Happening {
     let failure = TaskFailure {
         step: None,
         hop: Hop::BackupServer,
@@ -109,6 +112,6 @@ fn cannot_be_stored(epoch: u64, error: &StoreError) -> Happening {
         remedy: "run the job again, and report this".into(),
         class: FailureClass::Internal,
     };
-    let report = ProxyReport::Finished { ending: Ending::Failed { failure }, owed: Owed::everything(None) };
+    let report = ProxyReport::Finished { ending: Ending::Failed { failure }, owed };
     Happening::event(TaskEvent::Report { epoch, report })
 }

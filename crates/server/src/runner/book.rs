@@ -14,7 +14,7 @@ use lull_engine::failover::{Refusal, RememberedFailure};
 use lull_engine::ids::{SessionId, VmId};
 use lull_engine::session::{
     Action, Ending, IllegalEvent, Owed, SessionEvent, SessionState, TaskEvent, TaskFailure, TaskState, advance,
-    advance_session, count,
+    advance_session, count, left_for_the_next,
 };
 use lull_proxy_wire::v1::to_task::Message;
 use std::collections::{BTreeMap, BTreeSet};
@@ -300,7 +300,7 @@ fn closing_notes(ending: &Ending, still_owed: &Owed, vm: &str) -> Vec<String> {
         notes.push(thaw_by_hand(vm));
     }
     if !still_owed.is_empty() && !matches!(ending, Ending::Warning { .. }) {
-        notes.push(format!("{still_owed}; the next task on this VM sweeps it"));
+        notes.push(left_for_the_next(still_owed));
     }
     notes
 }

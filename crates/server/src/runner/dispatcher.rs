@@ -7,7 +7,6 @@ use super::explain;
 use crate::infrastructure::{Snapshot, snapshot};
 use crate::server::Server;
 use crate::store::StoreError;
-use crate::store::sessions::SessionKind;
 use jiff::Timestamp;
 use lull_api::session::EventKind;
 use lull_engine::dispatch::{SPILL_AFTER_MS, Situation, WaitingTask, dispatch};
@@ -15,7 +14,6 @@ use lull_engine::ids::{JobId, ServerId, TaskId};
 use lull_engine::infrastructure::{ManagedServer, ServerState, Vm};
 use lull_engine::selection::{Request, Tier, select};
 use lull_engine::session::{TaskEvent, TaskState};
-use lull_engine::settings::ApplicationAware;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,8 +78,7 @@ async fn look(server: &Arc<Server>, told: &mut BTreeSet<Uuid>) -> Result<u64, St
             continue;
         };
         let task = Waiting { open: open.clone(), vm: (*vm).clone(), since: *since, tried: tried.clone() };
-        let needs_guest = open.row.work.settings.application_aware != ApplicationAware::Disabled;
-        if needs_guest || open.row.work.kind != SessionKind::Backup {
+        if open.row.work.in_guest() {
             queue.push(task);
         } else {
             without_guest(server, &infrastructure, &task).await;
@@ -187,9 +184,26 @@ async fn without_guest(server: &Arc<Server>, infrastructure: &Snapshot, task: &W
 }
 
 async fn hand_over(server: &Arc<Server>, open: &OpenTask, proxy: ServerId, told: EventKind) {
-    let partial_file = open.row.work.backup.as_ref().map(|backup| backup.repository_dir.clone());
-    let happening = Happening { told: vec![told], ..Happening::event(TaskEvent::Dispatch { proxy, partial_file }) };
-    record(server, open.row.id, happening).await;
+    let work = &open.row.work;
+    let left = if work.in_guest() { server.store.left_in_guest(open.row.vm).await } else { Ok(None) };
+    let left = match left {
+        Ok(left) => left,
+        Err(error) => {
+            tracing::error!(%error, vm = open.row.vm_name, "the task waits, since its VM's last one cannot be read");
+            return;
+        }
+    };
+    let told = match &left {
+        Some(left) if left.is_due(&open.row.state) => {
+            let text = format!("an earlier task on this VM left something, which is seen to first: {}", left.owed);
+            EventKind::Note { level: "warning".into(), text }
+        }
+        _ => told,
+    };
+    let partial_file = work.backup.as_ref().map(|backup| backup.repository_dir.clone());
+    let post_script = work.post_script().map(|_| TaskId(open.row.id));
+    let dispatch = TaskEvent::Dispatch { proxy, partial_file, post_script, left };
+    record(server, open.row.id, Happening { told: vec![told], ..Happening::event(dispatch) }).await;
 }
 
 async fn nobody(server: &Arc<Server>, open: &OpenTask, cause: String, told: Option<EventKind>) {

@@ -155,7 +155,12 @@ async fn listen(
             Err(status) => return lost(format!("the connection broke: {}", status.message())),
             Ok(None) => return lost("it ended the call without saying how the task ended".into()),
             Ok(Some(None)) => {}
-            Ok(Some(Some(Event::Finished(end)))) => return report::finished(task, &sent, &heard, end, now),
+            Ok(Some(Some(Event::Finished(end)))) => {
+                // Where it stands by all that was reported.
+                let open = server.book.open_task(task.id).await;
+                let state = open.map_or_else(|| task.state.clone(), |open| open.row.state);
+                return report::finished(task, &state, &sent, &heard, end, now);
+            }
             Ok(Some(Some(Event::Progress(progress)))) => tell_progress(server, task, progress, now),
             Ok(Some(Some(event))) => {
                 let was_ready = heard.hold_ready;

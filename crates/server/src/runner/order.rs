@@ -10,7 +10,6 @@ use crate::store::{Store, StoreError, json};
 use lull_engine::failover::FailureClass;
 use lull_engine::ids::{CredentialId, SessionId, VmId};
 use lull_engine::session::{Hop, TaskFailure};
-use lull_engine::settings::ApplicationAware;
 use lull_engine::timeline::Step;
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::{credential::Login, elevation::Method, hypervisor_target::Kind, task_order::Work};
@@ -75,7 +74,7 @@ pub async fn targets(store: &Store, secrets: &Secrets, task: &TaskRow) -> Result
     let (vm, hypervisor) = vm_and_hypervisor(store, task).await?;
     let pinned = store.host_keys(vm.id).await?.0;
     let fingerprint = pinned.as_ref().map(|key| key.fingerprint.clone());
-    if task.work.settings.application_aware == ApplicationAware::Disabled && task.work.kind == SessionKind::Backup {
+    if !task.work.in_guest() {
         return Ok(Targets { guest: None, hypervisor, credential_revision: 0, pinned: fingerprint });
     }
     let (credential, credential_revision) = match task.work.credential {

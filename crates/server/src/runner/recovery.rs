@@ -15,13 +15,14 @@ use jiff::Timestamp;
 use lull_api::session::EventKind;
 use lull_engine::ids::ServerId;
 use lull_engine::session::{Hold, RecoveryPart, TaskEvent, TaskState};
+use lull_engine::timeline::Step;
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::task_event::Event;
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// One attempt may take so long; a proxy bounds each of its own steps.
+/// One attempt may take so long, beside an owed script; a proxy bounds each of its own steps.
 const ATTEMPT_MS_MAX: u64 = 600_000;
 
 /// Opens every session that an earlier run left open and tells its tasks; answers how many are being recovered.
@@ -42,31 +43,51 @@ pub async fn reopen(server: &Arc<Server>) -> Result<u32, StoreError> {
     Ok(u32::try_from(server.book.open_tasks().await.len()).unwrap_or(u32::MAX))
 }
 
-/// Sees to it that the guest is thawed and swept.
+/// Sees to it that the guest is thawed and swept, and that a post-thaw script that is owed runs.
 pub async fn recover_guest(server: &Arc<Server>, task: Uuid, epoch: u64, last_proxy: ServerId, after_ms: u64) {
     tokio::time::sleep(Duration::from_millis(after_ms)).await;
     let Some((open, hold)) = still_recovering(server, task, epoch).await else { return };
-    let result = match order::targets(&server.store, &server.secrets, &open.row).await {
-        Err(no_order) => Err(cause(no_order)),
-        // Without guest processing nothing of ours was ever in the guest.
-        Ok(targets) if targets.guest.is_none() => Ok(None),
-        Ok(targets) => {
-            let pinned = targets.pinned.clone();
-            let order =
-                v1::RecoverOrder { guest: targets.guest, maybe_frozen: hold.owed.frozen, ..empty_order(&open, epoch) };
-            attempt(server, &open, last_proxy, order, pinned.as_deref()).await.and_then(|receipt| {
-                if receipt.guest_checked && receipt.left_in_guest.is_empty() {
-                    Ok(Some(receipt))
-                } else if receipt.guest_checked {
-                    Err(format!("still in the guest: {}", receipt.left_in_guest.join(", ")))
-                } else {
-                    Err("the proxy could not look into the guest".to_string())
-                }
-            })
-        }
-    };
+    let result = see_to_guest(server, &open, &hold, epoch, last_proxy).await;
     let part = RecoveryPart::Guest;
     conclude(server, &open, &hold, epoch, part, result).await;
+}
+
+async fn see_to_guest(
+    server: &Arc<Server>,
+    open: &OpenTask,
+    hold: &Hold,
+    epoch: u64,
+    last_proxy: ServerId,
+) -> Result<Option<v1::Receipt>, String> {
+    let targets = order::targets(&server.store, &server.secrets, &open.row).await.map_err(cause)?;
+    // Without guest processing nothing of ours was ever in the guest.
+    let Some(guest) = targets.guest else { return Ok(None) };
+    let order = v1::RecoverOrder {
+        guest: Some(guest),
+        maybe_frozen: hold.owed.frozen,
+        post_script: owed_script(server, hold).await?,
+        ..empty_order(open, epoch)
+    };
+    let receipt = attempt(server, open, last_proxy, order, targets.pinned.as_deref()).await?;
+    let script_is_owed = |hold: Hold| hold.owed.post_script.is_some();
+    if !receipt.guest_checked {
+        Err("the proxy could not look into the guest".to_string())
+    } else if !receipt.left_in_guest.is_empty() {
+        Err(format!("still in the guest: {}", receipt.left_in_guest.join(", ")))
+    } else if still_recovering(server, open.row.id, epoch).await.is_some_and(|(_, hold)| script_is_owed(hold)) {
+        Err("the proxy did not run the post-thaw script".to_string())
+    } else {
+        Ok(Some(receipt))
+    }
+}
+
+/// The post-thaw script of the task whose pre-freeze script ran: this one, or the last one on this VM.
+async fn owed_script(server: &Arc<Server>, hold: &Hold) -> Result<Option<v1::OwedScript>, String> {
+    let Some(task) = hold.owed.post_script else { return Ok(None) };
+    let task = server.store.task(task.0).await.map_err(|error| error.to_string())?;
+    let work = task.map(|task| task.work).ok_or("the task whose post-thaw script is owed is not recorded any more")?;
+    let body = work.post_script().ok_or("the post-thaw script that is owed is not recorded any more")?;
+    Ok(Some(v1::OwedScript { body: body.to_string(), timeout_ms: work.settings.scripts.linux.timeout_ms }))
 }
 
 /// Sweeps the hypervisor and removes the partial file.
@@ -136,10 +157,11 @@ async fn attempt(
         .or_else(|| server.proxies.backup_server().filter(online))
         .or_else(|| server.proxies.all().find(online))
         .ok_or("no proxy is online")?;
+    let limit_ms = ATTEMPT_MS_MAX + order.post_script.as_ref().map_or(0, |script| script.timeout_ms);
     let call = hear(server, open, link, order, pinned);
     tokio::select! {
-        result = tokio::time::timeout(Duration::from_millis(ATTEMPT_MS_MAX), call) => {
-            result.unwrap_or_else(|_| Err(format!("it took longer than {} s", ATTEMPT_MS_MAX / 1_000)))
+        result = tokio::time::timeout(Duration::from_millis(limit_ms), call) => {
+            result.unwrap_or_else(|_| Err(format!("it took longer than {} s", limit_ms / 1_000)))
         }
         () = link.offline() => Err(format!("the heartbeat of {} stopped", link.server.name)),
     }
@@ -153,14 +175,20 @@ async fn hear(
     pinned: Option<&str>,
 ) -> Result<v1::Receipt, String> {
     let broke = |status: tonic::Status| format!("{}: {}", link.server.name, status.message());
+    let epoch = order.epoch;
     let mut stream = link.client().recover(order).await.map_err(broke)?.into_inner();
     loop {
+        let mut events = Vec::new();
         let told = match stream.message().await.map_err(broke)?.and_then(|message| message.event) {
             None => return Err(format!("{} ended the recovery without saying how", link.server.name)),
             Some(Event::Finished(end)) => return finished(end),
             Some(Event::StepStarted(v1::StepStarted { step, detail })) => EventKind::StepStarted { step, detail },
             Some(Event::StepEnded(ended)) => {
                 let v1::StepEnded { step, outcome: state, detail, took_us } = ended;
+                // One that could not be run at all is still owed.
+                if step == Step::PostScript.name() && matches!(state.as_str(), "ok" | "warning") {
+                    events.push(TaskEvent::PostScriptRan { epoch });
+                }
                 EventKind::StepEnded { step, state, detail, took_us }
             }
             Some(Event::Note(v1::Note { level, text })) => EventKind::Note { level, text },
@@ -172,7 +200,7 @@ async fn hear(
             }
             Some(Event::Progress(_) | Event::HoldReady(_) | Event::Frozen(_)) => continue,
         };
-        record(server, open.row.id, Happening { told: vec![told], ..Default::default() }).await;
+        record(server, open.row.id, Happening { events, told: vec![told], ..Default::default() }).await;
     }
 }
 

@@ -11,7 +11,9 @@ use jiff::Timestamp;
 use lull_api::session::{EventKind, Receipt};
 use lull_engine::consistency::{Assessment, ConsistencyLevel, Evidence, Reason, SnapshotEvidence, assess, level_name};
 use lull_engine::failover::FailureClass;
-use lull_engine::session::{Ending, Hop, Owed, ProxyReport, TaskEvent, TaskFailure};
+use lull_engine::session::{
+    Ending, FinalAccount, Hop, ProxyReport, TaskEvent, TaskFailure, TaskState, owed_after_finish,
+};
 use lull_engine::settings::ApplicationAware;
 use lull_engine::timeline::Step;
 use lull_proxy_wire::v1;
@@ -119,8 +121,15 @@ pub fn host_key(vm: Uuid, pinned: Option<&str>, seen: v1::HostKeySeen) -> Happen
     }
 }
 
-/// The proxy's account of the end, with the restore point where there is one.
-pub fn finished(task: &TaskRow, sent: &Sent, heard: &Heard, end: v1::Finished, now: Timestamp) -> Happening {
+/// The proxy's account of the end, with the restore point where there is one. `state`: where the task stands.
+pub fn finished(
+    task: &TaskRow,
+    state: &TaskState,
+    sent: &Sent,
+    heard: &Heard,
+    end: v1::Finished,
+    now: Timestamp,
+) -> Happening {
     let evidence = evidence(&end);
     let assessment = evidence.as_ref().ok().and_then(Option::as_ref).map(assess);
     let mut outcome = outcome(task, &end, assessment.as_ref());
@@ -153,7 +162,7 @@ pub fn finished(task: &TaskRow, sent: &Sent, heard: &Heard, end: v1::Finished, n
         let recorded = TaskEvent::RestorePointRecorded { epoch: sent.epoch, restore_point: backup.restore_point };
         happening.events.push(recorded);
     }
-    let owed = still_owed(task, sent, heard, &ending, end.receipt.as_ref());
+    let owed = owed_after_finish(state, &account(sent, &ending, end.receipt.as_ref()));
     let report = ProxyReport::Finished { ending, owed };
     happening.events.push(TaskEvent::Report { epoch: sent.epoch, report });
     happening.outcome = Some(outcome);
@@ -297,22 +306,15 @@ fn doubts(asked: ApplicationAware, assessment: &Assessment) -> Vec<String> {
     doubts
 }
 
-/// What may still have to be undone: what was begun, unless a fresh look found nothing of ours.
-fn still_owed(task: &TaskRow, sent: &Sent, heard: &Heard, ending: &Ending, receipt: Option<&v1::Receipt>) -> Owed {
-    let begun = |steps: &[Step]| steps.iter().any(|step| heard.begun.contains(step));
+/// What the proxy says about what it left, and what follows from what it was not asked for.
+fn account(sent: &Sent, ending: &Ending, receipt: Option<&v1::Receipt>) -> FinalAccount {
     let clean = |checked: bool, left: &[String]| checked && left.is_empty();
-    let guest_clean = receipt.is_some_and(|r| clean(r.guest_checked, &r.left_in_guest));
-    let hypervisor_clean = receipt.is_some_and(|r| clean(r.hypervisor_checked, &r.left_in_hypervisor));
     // Who was refused never got so far as to put anything there; to make sure would be a second attempt.
     let refused = matches!(ending, Ending::Failed { failure } if failure.class == FailureClass::RefusedCredential);
-    let guest = sent.guest && !refused;
-    let in_guest = begun(&[Step::Deploy, Step::PreScript, Step::Quiesce, Step::Freeze]);
-    let at_hypervisor = begun(&[Step::Inventory, Step::Snapshot, Step::Copy, Step::Verify]);
-    let hypervisor = sent.hypervisor && at_hypervisor && !hypervisor_clean;
-    Owed {
-        guest: guest && in_guest && !guest_clean,
-        frozen: guest && begun(&[Step::Freeze]) && !guest_clean,
-        hypervisor,
-        partial_file: task.work.backup.as_ref().filter(|_| hypervisor).map(|b| b.repository_dir.clone()),
+    FinalAccount {
+        guest_clean: !sent.guest || refused || receipt.is_some_and(|r| clean(r.guest_checked, &r.left_in_guest)),
+        hypervisor_clean: !sent.hypervisor
+            || receipt.is_some_and(|r| clean(r.hypervisor_checked, &r.left_in_hypervisor)),
+        thaw_confirmed: !sent.guest || receipt.is_some_and(|r| r.thaw_confirmed),
     }
 }

@@ -5,10 +5,10 @@ use crate::instant::{from_us, us};
 use jiff::Timestamp;
 use lull_api::session::SessionEvent;
 use lull_engine::failover::FailureClass;
-use lull_engine::ids::{CredentialId, JobId, RepositoryId, RestorePointId};
+use lull_engine::ids::{CredentialId, JobId, RepositoryId, RestorePointId, TaskId};
 use lull_engine::infrastructure::{CredentialKind, Platform};
-use lull_engine::session::{Hop, SessionState, TaskFailure, TaskState};
-use lull_engine::settings::GuestProcessing;
+use lull_engine::session::{Hop, Left, Owed, SessionState, TaskFailure, TaskState};
+use lull_engine::settings::{ApplicationAware, GuestProcessing, ScriptMode};
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
@@ -96,6 +96,19 @@ pub struct TaskWork {
     pub settings: GuestProcessing,
     /// For a backup: where it goes.
     pub backup: Option<BackupPlan>,
+}
+
+impl TaskWork {
+    /// Whether anything is to be done in the guest.
+    pub fn in_guest(&self) -> bool {
+        self.settings.application_aware != ApplicationAware::Disabled || self.kind != SessionKind::Backup
+    }
+
+    /// The post-thaw script, where there is one to run.
+    pub fn post_script(&self) -> Option<&str> {
+        let scripts = &self.settings.scripts.linux;
+        scripts.post.as_deref().filter(|_| self.in_guest() && scripts.mode != ScriptMode::Disabled)
+    }
 }
 
 /// What came of a task, beyond its state.
@@ -313,6 +326,38 @@ impl Store {
         rows.iter().map(|row| self.task_row(row)).collect()
     }
 
+    /// One task.
+    pub async fn task(&self, id: Uuid) -> Result<Option<TaskRow>, StoreError> {
+        let row = sqlx::query(sqlx::AssertSqlSafe(format!("{TASKS} WHERE id = $1")))
+            .bind(id.to_string())
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(|e| self.failed("reading a task", e))?;
+        row.map(|row| self.task_row(&row)).transpose()
+    }
+
+    /// What the last task that worked in a VM's guest left there, as far as the next one must undo it first.
+    pub async fn left_in_guest(&self, vm: Uuid) -> Result<Option<Left>, StoreError> {
+        // The session that began last need not have ended last; few are open for one VM at a time.
+        let sql = format!(
+            "{TASKS} WHERE vm = $1 AND open = 0 AND json_extract(state, '$.epoch') > 0 \
+             AND (json_extract(work, '$.kind') <> 'backup' OR json_extract(work, '$.settings.application_aware') <> 'disabled') \
+             ORDER BY session DESC LIMIT 8"
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(vm.to_string()).fetch_all(&self.readers).await;
+        let rows = rows.map_err(|e| self.failed("reading a VM's last task", e))?;
+        let mut last: Option<(Timestamp, TaskId, Owed)> = None;
+        for row in &rows {
+            let task = self.task_row(row)?;
+            if let TaskState::Finished { at, still_owed, .. } = task.state
+                && last.as_ref().is_none_or(|(latest, ..)| *latest < at)
+            {
+                last = Some((at, TaskId(task.id), still_owed));
+            }
+        }
+        Ok(last.and_then(|(_, task, still_owed)| Left::of(task, &still_owed)))
+    }
+
     /// Events of a session after number `after`, in order, at most `limit`.
     pub async fn events(&self, session: i64, after: u64, limit: u32) -> Result<Vec<SessionEvent>, StoreError> {
         let sql = "SELECT doc FROM events WHERE session = $1 AND seq > $2 ORDER BY seq LIMIT $3";
@@ -368,5 +413,5 @@ fn in_another(vm: &str, other: i64, now: Timestamp) -> TaskState {
         remedy: format!("run the job again when session {other} is over, or cancel that one"),
         class: FailureClass::VmBusy,
     };
-    TaskState::Waiting { since: now, epoch: 0, tried: Vec::new(), last_failure: Some(failure) }
+    TaskState::Waiting { since: now, epoch: 0, tried: Vec::new(), last_failure: Some(failure), paid_for: None }
 }

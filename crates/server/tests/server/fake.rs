@@ -39,6 +39,10 @@ pub struct Script {
     pub left_in_guest: Vec<String>,
     /// So many recoveries fail first.
     pub recoveries_fail: u32,
+    /// How a recovery's post-thaw script ends.
+    pub script_outcome: &'static str,
+    /// The task fails inside the window and its proxy cannot say that the guest is thawed; the guest looks clean.
+    pub thaw_unconfirmed: bool,
     /// A hold ends when nobody renewed it for so long.
     pub hold_silence_ms: u64,
 }
@@ -54,6 +58,8 @@ pub struct World {
     pub partial: AtomicBool,
     /// Renewals that arrived.
     pub renewals: AtomicU32,
+    /// Post-thaw scripts that recoveries ran.
+    pub scripts: Mutex<Vec<String>>,
 }
 
 /// A fake proxy; clones share everything.
@@ -84,7 +90,11 @@ impl Fake {
             is_backup_server,
             networks: Vec::new(),
             slots: 4,
-            script: Arc::new(Mutex::new(Script { host_key: "SHA256:first".into(), ..Script::default() })),
+            script: Arc::new(Mutex::new(Script {
+                host_key: "SHA256:first".into(),
+                script_outcome: "ok",
+                ..Script::default()
+            })),
             world: Arc::default(),
             silent: Arc::default(),
             vms: Arc::new(Mutex::new(vec!["db".into(), "web".into()])),
@@ -216,7 +226,12 @@ impl Proxy for Fake {
             v1::Finished { outcome: "success".into(), receipt: Some(receipt), ..Default::default() }
         };
         let key = beside(Step::Connect, &self.script.lock().unwrap().clone()).filter(|_| order.guest.is_some());
-        for (seq, event) in (1..).zip(key.into_iter().chain([Event::Finished(end)])) {
+        let script = order.post_script.as_ref().filter(|_| !fails).map(|script| {
+            self.world.scripts.lock().unwrap().push(script.body.clone());
+            let outcome = self.script.lock().unwrap().script_outcome.into();
+            Event::StepEnded(v1::StepEnded { step: Step::PostScript.name().into(), outcome, ..Default::default() })
+        });
+        for (seq, event) in (1..).zip(key.into_iter().chain(script).chain([Event::Finished(end)])) {
             let _ = tx.send(Ok(v1::TaskEvent { seq, at_us: 0, event: Some(event) })).await;
         }
         Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
@@ -338,6 +353,10 @@ impl Fake {
                 self.undo();
                 return Ok(failed(step, class));
             }
+            if up.script.thaw_unconfirmed && step == Step::Snapshot {
+                let receipt = v1::Receipt { thaw_confirmed: false, ..clean() };
+                return Ok(v1::Finished { receipt: Some(receipt), ..failed(step, FailureClass::Hypervisor) });
+            }
             match step {
                 Step::Deploy => self.world.deployed.store(true, Ordering::SeqCst),
                 Step::Freeze => self.world.frozen.store(true, Ordering::SeqCst),
@@ -435,7 +454,7 @@ fn beside(step: Step, script: &Script) -> Option<Event> {
 }
 
 fn clean() -> v1::Receipt {
-    v1::Receipt { guest_checked: true, hypervisor_checked: true, ..Default::default() }
+    v1::Receipt { guest_checked: true, hypervisor_checked: true, thaw_confirmed: true, ..Default::default() }
 }
 
 /// Everything was frozen inside the window.
