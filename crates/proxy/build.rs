@@ -86,7 +86,21 @@ fn build() -> Result<PathBuf, Failure> {
     let built = folder.join(TARGET).join("runtime/lull-runtime");
     let carried = out_dir.join("lull-runtime");
     std::fs::copy(&built, &carried).map_err(|e| format!("{}: {e}", built.display()))?;
+    drop_unwind_tables(&carried)?;
     Ok(carried)
+}
+
+/// The component aborts when it panics, so nobody reads these tables of the standard library and of libc: a tenth of what travels.
+fn drop_unwind_tables(file: &Path) -> Result<(), Failure> {
+    let mut objcopy = Command::new("objcopy");
+    for section in [".eh_frame", ".eh_frame_hdr", ".gcc_except_table", ".comment"] {
+        objcopy.args(["--remove-section", section]);
+    }
+    let status = objcopy.arg(file).status().map_err(|e| format!("objcopy, which comes with the linker: {e}"))?;
+    if !status.success() {
+        return Err(format!("objcopy {} failed ({status})", file.display()).into());
+    }
+    Ok(())
 }
 
 /// `<target>/[<triple>/]<profile>/build/<package>/out` is what cargo's `OUT_DIR` looks like.

@@ -15,6 +15,8 @@ const EVENT_LINE_BYTES_MAX: usize = 4 << 20;
 /// A server that says nothing for this long is taken for gone: an event stream shows every 5 s that it lives, and every answer but
 /// those of [`Client::post_and_wait`] takes less.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// The server closes a connection that is idle for 30 s; it must not be used just then.
+const IDLE_MAX: Duration = Duration::from_secs(15);
 /// An event stream that breaks is opened again this often, with growing pauses, before it is an error.
 const RECONNECTS_MAX: u32 = 10;
 
@@ -66,7 +68,9 @@ impl Client {
 
     fn that_waits(server: &str, token: &str, silence: Duration) -> Result<Self, ClientError> {
         let server = server.trim_end_matches('/').to_string();
-        let builder = || reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).no_proxy();
+        let builder = || {
+            reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).pool_idle_timeout(IDLE_MAX).no_proxy()
+        };
         let failed = |source| ClientError::Unreachable { server: server.clone(), source };
         let http = builder().read_timeout(silence).build().map_err(failed)?;
         let patient = builder().build().map_err(failed)?;

@@ -1,7 +1,7 @@
 //! The messages: a closed set of commands down, replies and events up.
 //!
 //! postcard is not self-describing: variants and fields are only ever appended, and a change bumps
-//! [`crate::PROTOCOL_VERSION`]. The file tests/data/ keeps past versions. Knows nothing of how a command is carried out.
+//! [`crate::PROTOCOL_VERSION`]. tests/past_versions.rs reads what past versions wrote. Knows nothing of how a command is carried out.
 
 use crate::lease::Lease;
 use serde::{Deserialize, Serialize};
@@ -204,9 +204,11 @@ pub struct Inventory {
     pub os: Os,
     /// Every superblock that lies on a block device, each once.
     pub file_systems: Vec<FileSystem>,
-    /// Every application that runs and that we know.
+    /// Every application that we know and that runs or ought to.
     pub applications: Vec<Application>,
-    /// What could not be found out, one sentence each.
+    /// Why there may be more applications than these, one sentence each; empty when the search was complete.
+    pub incomplete: Vec<String>,
+    /// What else could not be found out or is good to know, one sentence each.
     pub notes: Vec<String>,
 }
 
@@ -274,8 +276,19 @@ pub struct Application {
     pub name: String,
     /// Where everything it writes lies.
     pub places: Vec<ApplicationPlace>,
-    /// Why it cannot be brought to rest, where that is known already.
-    pub unreachable: Option<String>,
+    /// Whether it can be brought to rest.
+    pub state: ApplicationState,
+}
+
+/// Whether an application can be brought to rest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ApplicationState {
+    /// It runs; trying will show.
+    Runs,
+    /// It runs, and why it cannot be brought to rest is known already.
+    Unreachable(String),
+    /// It ought to run and does not.
+    Down,
 }
 
 /// One place that an application writes to.

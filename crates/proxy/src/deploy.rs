@@ -68,7 +68,7 @@ async fn attempts(channel: &dyn GuestChannel, image: &Image, token: &str) -> Res
     };
     loop {
         let script = script::deploy_script(token, &folders, transfer);
-        match attempt(channel, &script, transfer, &mut report).await? {
+        match attempt(channel, &script, token, transfer, &mut report).await? {
             Attempt::Deployed(client, hello) => {
                 let mut notes = report.notes;
                 notes.extend(hello.leftovers.iter().map(|left| format!("the component could not remove {left}")));
@@ -97,6 +97,7 @@ enum Attempt {
 async fn attempt(
     channel: &dyn GuestChannel,
     script: &Script,
+    token: &str,
     transfer: Transfer<'_>,
     report: &mut Report,
 ) -> Result<Attempt, ChannelError> {
@@ -128,6 +129,12 @@ async fn attempt(
     let mut client = RuntimeClient::new(Box::new(reader), writer);
     let hello = match client.hello().await {
         Ok(hello) => hello,
+        Err(CallError::Lost(_)) if forbidden(&stderr.text()) => {
+            channel.exec_elevated(&script::remove_script(token), b"", Limits::default()).await?;
+            let folder = report.folder.rsplit_once('/').map_or("", |(folder, _)| folder);
+            report.refused.push((folder.into(), "noexec (programs are forbidden there)".into()));
+            return Ok(Attempt::NoFolder);
+        }
         Err(CallError::Lost(e)) => {
             let why = format!("the component was put into {} but did not start: {e}", report.folder);
             return Err(failed(channel, FailureKind::GuestSide, explain(why)));
@@ -135,6 +142,12 @@ async fn attempt(
         Err(e) => return Err(failed(channel, FailureKind::GuestSide, explain(e.to_string()))),
     };
     Ok(Attempt::Deployed(client, hello))
+}
+
+/// Whether the shell's last word was that it may not run the component.
+fn forbidden(stderr: &str) -> bool {
+    let last_word = stderr.rsplit("lull-runtime: ").next().unwrap_or_default();
+    last_word.len() < stderr.len() && (last_word.contains("denied") || last_word.contains("not permitted"))
 }
 
 /// What the script said before it became the component.

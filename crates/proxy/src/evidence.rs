@@ -8,8 +8,8 @@ use lull_engine::consistency::{
     SuperblockId, WindowEvidence,
 };
 use lull_guest_wire::{
-    ApplicationQuiesced, FileSystem, Freezable, FreezeId, Frozen, Inventory, Superblock, SuperblockThaw, ThawResult,
-    Thawed,
+    ApplicationQuiesced, ApplicationState, FileSystem, Freezable, FreezeId, Frozen, Inventory, Superblock,
+    SuperblockThaw, ThawResult, Thawed,
 };
 
 /// `EINVAL` on Linux: what `FITHAW` says of a file system that is not frozen.
@@ -71,7 +71,7 @@ pub fn evidence(facts: &Facts<'_>) -> Evidence {
     Evidence {
         file_systems,
         applications,
-        applications_searched: facts.inventory.is_some(),
+        applications_searched: facts.inventory.is_some_and(|inventory| inventory.incomplete.is_empty()),
         window: facts.window.map(window).unwrap_or_default(),
         snapshot: facts.snapshot,
     }
@@ -146,10 +146,11 @@ fn failed(words: &str) -> CallResult {
 fn applications(facts: &Facts<'_>, inventory: &Inventory) -> Vec<ApplicationEvidence> {
     let quiesce = |app: &lull_guest_wire::Application| {
         let told = facts.quiesced.map(|all| all.iter().find(|quiesced| quiesced.key == app.key));
-        match (told, &app.unreachable) {
+        match (told, &app.state) {
+            (_, ApplicationState::Down) => QuiesceResult::NotRunning,
             (None, _) => QuiesceResult::NotAttempted,
-            (Some(None), Some(why)) => QuiesceResult::Failed { cause: why.clone() },
-            (Some(None), None) => QuiesceResult::NotAttempted,
+            (Some(None), ApplicationState::Unreachable(why)) => QuiesceResult::Failed { cause: why.clone() },
+            (Some(None), ApplicationState::Runs) => QuiesceResult::NotAttempted,
             (Some(Some(quiesced)), _) => match &quiesced.result {
                 Err(why) => QuiesceResult::Failed { cause: why.clone() },
                 Ok(_) if !quiesced.caveats.is_empty() => QuiesceResult::Failed { cause: quiesced.caveats.join("; ") },
@@ -172,7 +173,8 @@ pub fn application_failures(inventory: &Inventory, quiesced: &[ApplicationQuiesc
     let sentence = |app: ApplicationEvidence| match app.quiesce {
         QuiesceResult::Failed { cause } => Some(format!("{}: {cause}", app.name)),
         QuiesceResult::NotAttempted => Some(format!("{}: the guest said nothing of it", app.name)),
-        QuiesceResult::Quiesced | QuiesceResult::NotRunning => None,
+        QuiesceResult::NotRunning => Some(format!("{} ought to run and does not", app.name)),
+        QuiesceResult::Quiesced => None,
     };
     applications(&facts, inventory).into_iter().filter_map(sentence).collect()
 }

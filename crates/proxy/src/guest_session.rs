@@ -25,7 +25,10 @@ use async_trait::async_trait;
 use lull_engine::session::TaskFailure;
 use lull_engine::settings::GuestProcessing;
 use lull_engine::timeline::Step;
-use lull_guest_wire::{Answer, ApplicationQuiesced, Armed, Command, FreezeId, Hello, Inventory, QuiesceOrder};
+use lull_guest_wire::{
+    Answer, Application, ApplicationQuiesced, ApplicationState, Armed, Command, FreezeId, Hello, Inventory,
+    QuiesceOrder,
+};
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::task_event::Event;
 use std::time::Duration;
@@ -180,13 +183,16 @@ impl<'a> GuestSession<'a> {
         for note in &inventory.notes {
             self.reporter.info(note);
         }
+        for why in &inventory.incomplete {
+            self.reporter.warning(format!("an application may have been missed: {why}"));
+        }
         let line = format!(
             "{}, {}, {}",
             inventory.os.name,
             counted(inventory.file_systems.len(), "file system"),
             match inventory.applications.as_slice() {
                 [] => "no known applications".to_string(),
-                apps => apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>().join(", "),
+                apps => apps.iter().map(shown).collect::<Vec<_>>().join(", "),
             }
         );
         self.inventory = Some(inventory);
@@ -211,7 +217,7 @@ impl<'a> GuestSession<'a> {
             None => Vec::new(),
         };
         let line = match quiesced.as_slice() {
-            [] => "no known applications".to_string(),
+            [] => "none that runs".to_string(),
             all => {
                 let at_rest = all.iter().filter(|app| app.result.is_ok() && app.caveats.is_empty()).count();
                 let took_ms = all.iter().map(|app| app.took_ms).max().unwrap_or(0);
@@ -355,6 +361,13 @@ impl<'a> GuestSession<'a> {
     fn wrong(&self, step: Step, answer: &Answer) -> Stop {
         let error = CallError::Protocol(format!("{answer:?}").chars().take(200).collect());
         failure::of_call(step, "the component answered something else", &error).into()
+    }
+}
+
+fn shown(app: &Application) -> String {
+    match app.state {
+        ApplicationState::Down => format!("{}, which does not run", app.name),
+        ApplicationState::Runs | ApplicationState::Unreachable(_) => app.name.clone(),
     }
 }
 

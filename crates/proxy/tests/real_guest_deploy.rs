@@ -69,6 +69,13 @@ async fn folders_that_forbid_programs_or_are_full_are_passed_over_and_named() {
     let deployed = deploy_and_leave(&channel).await;
     assert!(deployed.folder.starts_with("/tmp/lull-"), "{}", deployed.folder);
 
+    // Programs are forbidden there, and no mount of that name says so.
+    guest.ssh("mkdir /x && mount -t tmpfs -o mode=755,noexec x /x && mv /tmp /tmp.before && ln -s /x /tmp");
+    let deployed = deploy_and_leave(&channel).await;
+    assert!(deployed.folder.starts_with("/var/tmp/lull-"), "{}", deployed.folder);
+    assert_eq!(guest.ssh("ls /x").trim(), "");
+    guest.ssh("rm /tmp && mv /tmp.before /tmp");
+
     cover("mode=755,noexec", &folders[2..]);
     let image = carried::linux_x86_64().unwrap();
     let error = deploy::deploy(&channel, &image).await.unwrap_err();

@@ -3,12 +3,25 @@
 //! Translates between the protocol and each kind's module. PostgreSQL is the only kind so far; it is brought to a checkpoint and
 //! holds nothing, so there is nothing to let go. Knows nothing of file systems or of the channel.
 
-use crate::postgres::{self, Cluster, Device, Place, PlaceRole, QuiesceOptions, Quiesced, Unreachable};
-use lull_guest_wire::{Application, ApplicationPlace, ApplicationQuiesced, LIST_MAX, QuiesceOrder, Superblock};
+use crate::postgres::{self, Cluster, Device, Place, PlaceRole, QuiesceOptions, Quiesced, Stopped, Unreachable};
+use lull_guest_wire::{
+    Application, ApplicationPlace, ApplicationQuiesced, ApplicationState, LIST_MAX, QuiesceOrder, Superblock,
+};
 use std::path::Path;
 use std::time::Instant;
 
 const STACK_BYTES: usize = 512 * 1024;
+
+/// What a search brought.
+#[derive(Debug)]
+pub struct Found {
+    /// Each of them.
+    pub applications: Vec<Application>,
+    /// Why there may be more, one sentence each.
+    pub incomplete: Vec<String>,
+    /// What else is good to know, one sentence each.
+    pub notes: Vec<String>,
+}
 
 /// What the last inventory found.
 #[derive(Debug, Default)]
@@ -18,14 +31,19 @@ pub struct Applications {
 }
 
 impl Applications {
-    /// Looks for every application that runs. Also says what could not be found out, one sentence each.
-    pub fn discover(&mut self) -> (Vec<Application>, Vec<String>) {
+    /// Looks for every application that runs or ought to.
+    pub fn discover(&mut self) -> Found {
         let found = postgres::discover(Path::new("/proc"));
         (self.clusters, self.unreachable) = (found.clusters, found.unreachable);
         let reachable = self.clusters.iter().map(reachable);
-        let mut list: Vec<Application> = reachable.chain(self.unreachable.iter().map(unreachable)).collect();
-        list.truncate(LIST_MAX);
-        (list, found.incomplete)
+        let unreachable = self.unreachable.iter().map(unreachable);
+        let mut list: Vec<Application> = reachable.chain(unreachable).chain(found.stopped.iter().map(down)).collect();
+        let mut incomplete = found.incomplete;
+        if list.len() > LIST_MAX {
+            incomplete.push(format!("{} applications were found, and only {LIST_MAX} are told of", list.len()));
+            list.truncate(LIST_MAX);
+        }
+        Found { applications: list, incomplete, notes: found.left_alone }
     }
 
     /// Brings those of the last inventory to rest, all at once, so that the first does not wait for the last. One entry each,
@@ -72,7 +90,16 @@ fn reachable(cluster: &Cluster) -> Application {
         key: key(cluster),
         name: format!("PostgreSQL {} ({}, port {})", cluster.major, cluster.data_dir, cluster.port),
         places: cluster.places.iter().map(place).collect(),
-        unreachable: None,
+        state: ApplicationState::Runs,
+    }
+}
+
+fn down(stopped: &Stopped) -> Application {
+    Application {
+        key: format!("postgresql:{}", stopped.data_dir),
+        name: format!("PostgreSQL {} ({})", stopped.version, stopped.data_dir),
+        places: stopped.places.iter().map(place).collect(),
+        state: ApplicationState::Down,
     }
 }
 
@@ -83,7 +110,7 @@ fn unreachable(unreachable: &Unreachable) -> Application {
         key: unreachable_key(unreachable),
         name: format!("PostgreSQL{version} ({folder}process {})", unreachable.pid),
         places: Vec::new(),
-        unreachable: Some(unreachable.because.to_string()),
+        state: ApplicationState::Unreachable(unreachable.because.to_string()),
     }
 }
 
@@ -180,6 +207,6 @@ mod tests {
         let (one, two) = (unreachable(&container(7)), unreachable(&container(8)));
         assert_ne!(one.key, two.key);
         assert_eq!(one.name, "PostgreSQL 16 (/var/lib/postgresql/data, process 7)");
-        assert!(one.unreachable.is_some());
+        assert!(matches!(one.state, ApplicationState::Unreachable(_)));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Two calls: [`discover`] reads `/proc` and the data directories, [`quiesce`] logs in once as the cluster's owner.
 //! Read in this order: `processes` (who is a postmaster) → `sandbox` (may we speak to it at all) → `places` (where its files lie) →
-//! `login` → `session` → `facts` → `quiesce`.
+//! `login` → `session` → `facts` → `quiesce`; `stopped` for those that do not run.
 //!
 //! It knows nothing of freezing, leases, snapshots or consistency levels: it delivers facts and reasons, others decide. It never
 //! holds a session across a freeze, sends no password, and starts no program.
@@ -22,6 +22,7 @@ mod quiesce;
 mod sandbox;
 pub mod session;
 mod small_file;
+mod stopped;
 mod view;
 
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,8 @@ pub use quiesce::quiesce;
 pub const OLDEST_MAJOR: u32 = 10;
 /// At most this many clusters are looked at in one guest; more are counted in [`Discovery::incomplete`].
 pub const CLUSTERS_MAX: usize = 64;
+/// At most this many clusters that do not run are told of.
+pub const STOPPED_MAX: usize = 64;
 /// At most this many places per cluster; a cluster with more is unreachable, since its level could not be known.
 pub const PLACES_MAX: usize = 512;
 
@@ -45,6 +48,10 @@ pub struct Discovery {
     pub clusters: Vec<Cluster>,
     /// PostgreSQL processes that are no cluster we can speak for, each with the reason.
     pub unreachable: Vec<Unreachable>,
+    /// Clusters that ought to run and do not.
+    pub stopped: Vec<Stopped>,
+    /// Clusters that nobody starts, one sentence each.
+    pub left_alone: Vec<String>,
     /// Why there may be more clusters than listed (one sentence each); empty when the search was complete.
     pub incomplete: Vec<String>,
 }
@@ -74,6 +81,17 @@ pub struct Cluster {
     pub started_unix_s: i64,
     /// Where everything lies that the cluster writes and recovery needs: first the data directory, then WAL, tablespaces and
     /// other parts that lie elsewhere.
+    pub places: Vec<Place>,
+}
+
+/// A cluster that ought to run and does not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopped {
+    /// What its `PG_VERSION` says.
+    pub version: String,
+    /// Absolute path of the data directory, without symlinks.
+    pub data_dir: String,
+    /// Where its files lie; empty where that could not be found out.
     pub places: Vec<Place>,
 }
 

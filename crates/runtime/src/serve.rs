@@ -7,7 +7,7 @@
 //! Knows nothing of how a freeze is done ([`crate::hold`]) or what is accepted when ([`crate::accept`]).
 
 use crate::accept;
-use crate::applications::Applications;
+use crate::applications::{Applications, Found};
 use crate::channel::Channel;
 use crate::deployment;
 use crate::guard::{self, ArmError, Prepared};
@@ -470,7 +470,10 @@ fn take_inventory(applications: &mut Applications) -> (Result<Answer, Refusal>, 
         Err(message) => return (Err(failed(message)), Vec::new()),
     };
     let (file_systems, mut notes) = inventory::file_systems(&storage);
-    let (applications, application_notes) = applications.discover();
-    notes.extend(application_notes);
-    (Ok(Answer::Inventory(Inventory { os: inventory::os(), file_systems, applications, notes })), Vec::new())
+    let Found { applications, incomplete, notes: more } = applications.discover();
+    notes.extend(more);
+    (
+        Ok(Answer::Inventory(Inventory { os: inventory::os(), file_systems, applications, incomplete, notes })),
+        Vec::new(),
+    )
 }

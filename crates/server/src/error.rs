@@ -40,12 +40,4 @@ pub enum ServerError {
         /// How many do.
         found: usize,
     },
-    /// The REST interface stopped by itself.
-    #[error("the REST interface on {listen} stopped by itself")]
-    Serving {
-        /// Its address.
-        listen: SocketAddr,
-        /// Cause.
-        source: std::io::Error,
-    },
 }

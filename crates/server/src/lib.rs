@@ -8,6 +8,7 @@ use futures::future::BoxFuture;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use tokio::{io::DuplexStream, sync::oneshot};
 
+mod accept;
 mod error;
 mod hub;
 mod infrastructure;

@@ -1,5 +1,6 @@
 //! How a server comes up and goes down: state folder, key, database, proxies, recovery, REST; and the way back.
 
+use crate::accept;
 use crate::error::ServerError;
 use crate::hub::Hub;
 use crate::proxies::Proxies;
@@ -14,7 +15,6 @@ use crate::{Ready, ServerConfig};
 use jiff::Timestamp;
 use lull_engine::session::TaskState;
 use secrecy::SecretString;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -80,7 +80,7 @@ pub async fn run(
         let _ = ready.send(Ready { address, token_file: state_dir.token_file(), recovering_tasks });
     }
     tracing::info!(%address, recovering_tasks, "the backup server is ready");
-    serve(&server, listener, address, shutdown).await?;
+    serve(&server, listener, shutdown).await;
     server.store.close().await;
     Ok(())
 }
@@ -139,29 +139,19 @@ async fn key(state_dir: &StateDir, store: &Store) -> Result<Secrets, ServerError
 }
 
 /// Answers requests until told to stop, then brings the tasks to their ends.
-async fn serve(
-    server: &Arc<Server>,
-    listener: TcpListener,
-    address: SocketAddr,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), ServerError> {
-    let stopped = server.stopped.clone();
-    let router = rest::router(server.clone());
-    let serving = axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned());
-    let mut serving = std::pin::pin!(async move { serving.await });
-    tokio::select! {
-        result = &mut serving => {
-            let source = result.err().unwrap_or_else(|| std::io::Error::other("it returned"));
-            return Err(ServerError::Serving { listen: address, source });
-        }
+async fn serve(server: &Arc<Server>, listener: TcpListener, shutdown: impl Future<Output = ()> + Send + 'static) {
+    let serving = accept::serve(listener, rest::router(server.clone()), server.stopped.clone());
+    let ending = async {
+        shutdown.await;
         // Requests are answered while tasks come to their ends: people want to watch them.
-        () = async { shutdown.await; stop(server).await } => {}
+        stop(server).await;
+        server.stopped.cancel();
+        tokio::time::sleep(Duration::from_millis(ANSWER_MS_MAX)).await;
+    };
+    tokio::select! {
+        () = serving => {}
+        () = ending => tracing::warn!("requests under way were broken off"),
     }
-    server.stopped.cancel();
-    if tokio::time::timeout(Duration::from_millis(ANSWER_MS_MAX), serving).await.is_err() {
-        tracing::warn!("requests under way were broken off");
-    }
-    Ok(())
 }
 
 /// Takes no more work, cancels what runs and waits for it. What is still owed then stands in the store.

@@ -25,7 +25,8 @@ pub enum HostCommand {
         /// Folder of sockets.
         #[arg(long, value_name = "DIR")]
         qemu: PathBuf,
-        /// Local folder for fleecing images, which keep what the guest overwrites while it is being backed up
+        /// Local folder for fleecing images, which keep what the guest overwrites while it is being backed up; QEMU's
+        /// user must be able to write there
         /// [default: fleecing in the server's state folder].
         #[arg(long, value_name = "DIR")]
         fleecing: Option<PathBuf>,

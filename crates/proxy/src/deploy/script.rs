@@ -65,7 +65,9 @@ impl<'a> Transfer<'a> {
 }
 
 /// Receives the component on stdin, checks it, and becomes it, in the first of `folders` that takes it. `token` is 16
-/// hexadecimal digits. A folder is probed by running an empty program in it: mount options, quotas and policies all show.
+/// hexadecimal digits. A folder whose mount forbids programs is passed over; where something else forbids them (a mount above it,
+/// a policy), the shell's last word says so and the caller tries the next ones: probing each folder would cost every task two
+/// program starts.
 pub(super) fn deploy_script(token: &str, folders: &[&str], transfer: Transfer<'_>) -> Script {
     let payload = transfer.payload();
     let (check, suffix, unpack) = match transfer {
@@ -80,18 +82,19 @@ pub(super) fn deploy_script(token: &str, folders: &[&str], transfer: Transfer<'_
         "put the runtime component there",
         &format!(
             r#"umask 077; cd /; {check} {sweep}
+        n=" ";
+        while read -r a b c o x; do case ,$o, in *,noexec,*) n="$n$b ";; esac; done </proc/mounts;
         f=;
         for d in {folders}; do
+          case $n in *" $d "*) echo "- $d noexec (programs are forbidden there)"; continue;; esac;
           w=$d/lull-{token};
-          if e=$(mkdir $w 2>&1); then :; else echo "- $d" ${{e##*: }}; continue; fi;
-          p=$w/lull-runtime{suffix};
-          if e=$({{ : >$p && chmod 700 $p && $p; }} 2>&1); then f=$w/lull-runtime; break; fi;
-          rm -rf $w;
-          case $e in *denied*) echo "- $d noexec (programs are forbidden there)";; *) echo "- $d" ${{e##*: }};; esac;
+          if e=$(mkdir $w 2>&1); then f=$w/lull-runtime; break; fi;
+          echo "- $d" ${{e##*: }};
         done;
         if [ -z "$f" ]; then exit 1; fi;
         echo "+ $w";
-        if e=$(head -c {bytes} 2>&1 >$p); then :; else rm -rf $w; echo "- $d" ${{e##*: }}; exit 1; fi;
+        p=$f{suffix};
+        if e=$({{ head -c {bytes} >$p && chmod 700 $p; }} 2>&1); then :; else rm -rf $w; echo "- $d" ${{e##*: }}; exit 1; fi;
         s=$(sha256sum $p 2>/dev/null); s=${{s%% *}};
         if [ -z "$s" ]; then echo "i sha256sum is missing there: the connection alone vouches for the component"; s={sha256}; fi;
         if [ $s = {sha256} ]; then :; else rm -rf $w; echo "- $d what arrived is not what was sent"; exit 1; fi;

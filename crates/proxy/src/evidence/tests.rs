@@ -31,8 +31,13 @@ fn inventory() -> Inventory {
         free_bytes: 1,
     };
     let place = ApplicationPlace { what: "data".into(), path: "/pg".into(), superblock: ROOT };
-    let app = Application { key: "pg".into(), name: "PostgreSQL 15".into(), places: vec![place], unreachable: None };
-    Inventory { os, file_systems: vec![root], applications: vec![app], notes: vec![] }
+    let app = Application {
+        key: "pg".into(),
+        name: "PostgreSQL 15".into(),
+        places: vec![place],
+        state: ApplicationState::Runs,
+    };
+    Inventory { os, file_systems: vec![root], applications: vec![app], incomplete: vec![], notes: vec![] }
 }
 
 fn quiesced() -> Vec<ApplicationQuiesced> {
@@ -83,6 +88,26 @@ fn whatever_is_missing_lowers_the_level() {
 }
 
 #[test]
+fn an_application_that_is_down_or_may_have_been_missed_keeps_the_level_below_the_best() {
+    let level = |change: fn(&mut Inventory)| {
+        let (mut inventory, window, quiesced) = (inventory(), whole_window(), quiesced());
+        change(&mut inventory);
+        let snapshot = SnapshotEvidence { taken: true, atomic: true };
+        let (inventory, quiesced, window) = (Some(&inventory), Some(quiesced.as_slice()), Some(&window));
+        assess(&evidence(&Facts { inventory, quiesced, window, snapshot, ..Facts::default() }))
+    };
+    let missed =
+        level(|inventory| inventory.incomplete = vec!["of 3 processes it could not be seen what they run".into()]);
+    assert_eq!(missed.level, Some(ConsistencyLevel::FileSystem), "{missed}");
+    let down = level(|inventory| {
+        let down = Application { key: "old".into(), name: "PostgreSQL 13".into(), ..inventory.applications[0].clone() };
+        inventory.applications.push(Application { state: ApplicationState::Down, ..down });
+    });
+    assert_eq!(down.level, Some(ConsistencyLevel::FileSystem), "{down}");
+    assert!(down.to_string().contains("PostgreSQL 13"), "{down}");
+}
+
+#[test]
 fn a_lost_answer_is_unknown_and_a_refused_freeze_is_told_as_it_was() {
     let lost = Window { sent: Some(FREEZE), ..Window::default() };
     let unknown = FreezeResult::Attempted { freeze: CallResult::Unknown, thaw: CallResult::Unknown };
@@ -99,4 +124,7 @@ fn an_application_that_could_not_be_brought_to_rest_is_named_with_its_reason() {
     let failures = application_failures(&inventory(), &[]);
     assert_eq!(failures, ["PostgreSQL 15: the guest said nothing of it"]);
     assert!(application_failures(&inventory(), &quiesced()).is_empty());
+    let mut down = inventory();
+    down.applications[0].state = ApplicationState::Down;
+    assert_eq!(application_failures(&down, &[]), ["PostgreSQL 15 ought to run and does not"]);
 }

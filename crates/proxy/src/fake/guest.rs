@@ -5,9 +5,9 @@
 
 use crate::channel::Script;
 use lull_guest_wire::{
-    Answer, Application, ApplicationPlace, ApplicationQuiesced, Armed, Command, FileSystem, Freezable, FreezeId,
-    FromRuntime, Frozen, Hello, Inventory, Lease, Os, Phase, Refusal, RefusalKind, ScriptEnd, ScriptResult,
-    ScriptStage, Status, Superblock, SuperblockThaw, ThawResult, Thawed, ToRuntime, frame,
+    Answer, Application, ApplicationPlace, ApplicationQuiesced, ApplicationState, Armed, Command, FileSystem,
+    Freezable, FreezeId, FromRuntime, Frozen, Hello, Inventory, Lease, Os, Phase, Refusal, RefusalKind, ScriptEnd,
+    ScriptResult, ScriptStage, Status, Superblock, SuperblockThaw, ThawResult, Thawed, ToRuntime, frame,
 };
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -300,6 +300,7 @@ fn inventory() -> Inventory {
         free_bytes: 1 << 29,
     };
     let place = ApplicationPlace { what: "data".into(), path: "/pg".into(), superblock: ROOT };
-    let app = Application { key: "pg".into(), name: "PostgreSQL".into(), places: vec![place], unreachable: None };
-    Inventory { os, file_systems: vec![root], applications: vec![app], notes: vec![] }
+    let app =
+        Application { key: "pg".into(), name: "PostgreSQL".into(), places: vec![place], state: ApplicationState::Runs };
+    Inventory { os, file_systems: vec![root], applications: vec![app], incomplete: vec![], notes: vec![] }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::postmaster_pid::{self, NotAPostmaster, PostmasterPid};
 use super::processes::{self, ServerProcess};
 use super::sandbox::{self, View};
+use super::stopped;
 use super::view::ProcessView;
 use super::{
     CLUSTERS_MAX, Cluster, Discovery, OLDEST_MAJOR, Place, Unreachable, UnreachableBecause, owner, places, small_file,
@@ -52,6 +53,15 @@ pub fn discover(proc_root: &Path) -> Discovery {
         }
     }
     discovery.clusters.sort_by(|one, other| one.data_dir.cmp(&other.data_dir));
+    let reachable = discovery.clusters.iter().map(|cluster| cluster.data_dir.as_str());
+    // A container's paths are not this guest's.
+    let not_elsewhere = |because: &UnreachableBecause| {
+        !matches!(because, UnreachableBecause::Container { .. } | UnreachableBecause::OtherRoot)
+    };
+    let unreachable = discovery.unreachable.iter().filter(|unreachable| not_elsewhere(&unreachable.because));
+    let running: Vec<&str> =
+        reachable.chain(unreachable.filter_map(|unreachable| unreachable.data_dir.as_deref())).collect();
+    (discovery.stopped, discovery.left_alone) = stopped::find(proc_root, Path::new("/"), &running);
     discovery
 }
 

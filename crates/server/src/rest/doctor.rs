@@ -97,7 +97,7 @@ async fn vms(server: &Server) -> Answer<Vec<Finding>> {
             let known = credentials.iter().find(|c| c.id == refusal.credential.0 && c.revision == refusal.revision);
             if let Some(credential) = known {
                 let text = format!("refused credential {} at {}: {}", credential.name, refusal.at, refusal.cause);
-                let remedy = "correct it: lull credential update NAME; or try it again: lull credential release NAME";
+                let remedy = "correct it: lull credential set NAME; or try it again: lull credential release NAME";
                 findings.push(finding(subject.clone(), "error", text, Some(remedy)));
             }
         }

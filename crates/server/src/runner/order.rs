@@ -110,7 +110,7 @@ async fn usable(store: &Store, task: &TaskRow, id: CredentialId) -> Result<Crede
             Hop::Login,
             FailureClass::RefusedCredential,
             format!("credential {} (account {}) was not tried: {resting}", row.name, row.user),
-            format!("correct it: lull credential update {}", row.name),
+            format!("correct it: lull credential set {}", row.name),
         )
     })?;
     Ok(row)
@@ -121,7 +121,7 @@ fn opened(secrets: &Secrets, row: &CredentialRow) -> Result<v1::Credential, NoOr
     let open = |field: &'static str, sealed: &Option<Vec<u8>>| match sealed {
         None => Ok(String::new()),
         Some(sealed) => secrets.open(row.id, field, sealed).map(|s| s.expose_secret().to_string()).map_err(|error| {
-            let remedy = format!("enter it again: lull credential update {}", row.name);
+            let remedy = format!("enter it again: lull credential set {}", row.name);
             failure(Hop::BackupServer, FailureClass::Internal, error.to_string(), remedy)
         }),
     };

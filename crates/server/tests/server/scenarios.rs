@@ -99,7 +99,7 @@ async fn a_refused_credential_is_tried_once_and_rests_for_the_jobs_other_vms() {
     let test: Session = server.client.post("/vms/db/test", &()).await.unwrap();
     let test = server.finished(test.summary.id).await;
     let text = &test.tasks[0].failure.as_ref().unwrap().text;
-    assert!(text.contains("was not tried") && text.contains("lull credential update c"), "{text}");
+    assert!(text.contains("was not tried") && text.contains("lull credential set c"), "{text}");
     assert_eq!((fake.orders().iter().filter(|o| o.vm_name == "db").count(), fake.tests.lock().unwrap().len()), (1, 0));
     let credential: Credential = server.client.get("/credentials/c").await.unwrap();
     assert!(credential.refused_by.contains(&"db".to_string()));
