@@ -311,7 +311,12 @@ fn a_success_that_left_something_is_a_warning_once_sweeping_was_given_up() {
     let mut waits = Vec::new();
     for _ in 0..RECOVERY_ATTEMPTS_MAX {
         let epoch = task.epoch();
-        task.send(TaskEvent::RecoveryFailed { epoch, part: RecoveryPart::Guest, cause: "no route".into() });
+        task.send(TaskEvent::RecoveryFailed {
+            epoch,
+            part: RecoveryPart::Guest,
+            class: FailureClass::GuestUnreachable,
+            cause: "no route".into(),
+        });
         waits.extend(task.last.iter().filter_map(|action| match action {
             Action::RecoverGuest { after_ms, .. } => Some(*after_ms),
             _ => None,
@@ -328,12 +333,36 @@ fn a_success_that_left_something_is_a_warning_once_sweeping_was_given_up() {
 }
 
 #[test]
+fn a_recovery_whose_credential_is_refused_is_not_tried_again() {
+    let mut task = Task::running(Step::Freeze);
+    task.send(TaskEvent::ServerRestarted);
+    let (class, cause) = (FailureClass::RefusedCredential, "db1 refuses the login of backup".to_owned());
+    let refused =
+        TaskEvent::RecoveryFailed { epoch: task.epoch(), part: RecoveryPart::Guest, class, cause: cause.clone() };
+    task.send(refused.clone());
+    assert_eq!(task.last, [Action::RestCredential { cause }]);
+    let again = task.try_send(&refused).expect("harmless");
+    assert_eq!((again.actions, again.ignored), (Vec::new(), Some(Ignored::Duplicate)));
+    // The other half goes on, and what nobody could undo stays recorded.
+    let hypervisor = TaskEvent::HypervisorSwept { epoch: task.epoch() };
+    task.send(hypervisor);
+    assert_eq!(task.last, [Action::TaskClosed]);
+    let owed = task.state.owed();
+    assert_eq!((owed.guest, owed.frozen, owed.hypervisor), (true, true, false));
+}
+
+#[test]
 fn no_other_proxy_begins_where_the_last_ones_traces_could_not_be_undone() {
     let mut task = Task::running(Step::Freeze);
     task.send(TaskEvent::ProxyLost { epoch: 1, cause: "silent".into() });
     task.send(TaskEvent::HypervisorSwept { epoch: 2 });
     for _ in 0..RECOVERY_ATTEMPTS_MAX {
-        task.send(TaskEvent::RecoveryFailed { epoch: 2, part: RecoveryPart::Guest, cause: "no route".into() });
+        task.send(TaskEvent::RecoveryFailed {
+            epoch: 2,
+            part: RecoveryPart::Guest,
+            class: FailureClass::GuestUnreachable,
+            cause: "no route".into(),
+        });
     }
     assert_eq!(task.ending().outcome(), Outcome::Failed);
     let owed = task.state.owed();
