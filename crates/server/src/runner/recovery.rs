@@ -13,8 +13,9 @@ use crate::store::StoreError;
 use crate::store::sessions::TaskOutcome;
 use jiff::Timestamp;
 use lull_api::session::EventKind;
+use lull_engine::failover::FailureClass;
 use lull_engine::ids::ServerId;
-use lull_engine::session::{Hold, RecoveryPart, TaskEvent, TaskState};
+use lull_engine::session::{Hold, RecoveryPart, TaskEvent, TaskFailure, TaskState};
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::task_event::Event;
 use std::sync::Arc;
@@ -23,6 +24,30 @@ use uuid::Uuid;
 
 /// One attempt may take so long; a proxy bounds each of its own steps.
 const ATTEMPT_MS_MAX: u64 = 600_000;
+
+/// Why a half is not paid yet.
+struct NotYet {
+    class: FailureClass,
+    cause: String,
+    /// Nothing was sent to the guest.
+    nothing_sent: bool,
+}
+
+impl NotYet {
+    fn new(class: FailureClass, cause: impl Into<String>) -> Self {
+        NotYet { class, cause: cause.into(), nothing_sent: false }
+    }
+}
+
+impl From<NoOrder> for NotYet {
+    fn from(no_order: NoOrder) -> Self {
+        let not_yet = match no_order {
+            NoOrder::Task(failure) => NotYet::new(failure.class, format!("{}; {}", failure.cause, failure.remedy)),
+            NoOrder::Store(error) => NotYet::new(FailureClass::Internal, error.to_string()),
+        };
+        NotYet { nothing_sent: true, ..not_yet }
+    }
+}
 
 /// Opens every session that an earlier run left open and tells its tasks; answers how many are being recovered.
 pub async fn reopen(server: &Arc<Server>) -> Result<u32, StoreError> {
@@ -47,20 +72,22 @@ pub async fn recover_guest(server: &Arc<Server>, task: Uuid, epoch: u64, last_pr
     tokio::time::sleep(Duration::from_millis(after_ms)).await;
     let Some((open, hold)) = still_recovering(server, task, epoch).await else { return };
     let result = match order::targets(&server.store, &server.secrets, &open.row).await {
-        Err(no_order) => Err(cause(no_order)),
+        Err(no_order) => Err(no_order.into()),
         // Without guest processing nothing of ours was ever in the guest.
         Ok(targets) if targets.guest.is_none() => Ok(None),
         Ok(targets) => {
             let pinned = targets.pinned.clone();
+            server.book.sends_credential(task, targets.credential_revision).await;
             let order =
                 v1::RecoverOrder { guest: targets.guest, maybe_frozen: hold.owed.frozen, ..empty_order(&open, epoch) };
             attempt(server, &open, last_proxy, order, pinned.as_deref()).await.and_then(|receipt| {
                 if receipt.guest_checked && receipt.left_in_guest.is_empty() {
                     Ok(Some(receipt))
                 } else if receipt.guest_checked {
-                    Err(format!("still in the guest: {}", receipt.left_in_guest.join(", ")))
+                    let left = receipt.left_in_guest.join(", ");
+                    Err(NotYet::new(FailureClass::GuestSide, format!("still in the guest: {left}")))
                 } else {
-                    Err("the proxy could not look into the guest".to_string())
+                    Err(NotYet::new(FailureClass::GuestSide, "the proxy could not look into the guest"))
                 }
             })
         }
@@ -77,11 +104,12 @@ pub async fn sweep_hypervisor(server: &Arc<Server>, task: Uuid, epoch: u64, afte
     conclude(server, &open, &hold, epoch, RecoveryPart::Hypervisor, result).await;
 }
 
-async fn sweep(server: &Arc<Server>, open: &OpenTask, hold: &Hold, epoch: u64) -> Result<Option<v1::Receipt>, String> {
+async fn sweep(server: &Arc<Server>, open: &OpenTask, hold: &Hold, epoch: u64) -> Result<Option<v1::Receipt>, NotYet> {
     // Only a backup touches the hypervisor.
     let Some(backup) = &open.row.work.backup else { return Ok(None) };
-    let hypervisor = order::hypervisor(&server.store, &open.row).await.map_err(cause)?;
-    let bitmaps_owed = order::bitmaps_owed(&server.store, &open.row).await.map_err(|e| e.to_string())?;
+    let hypervisor = order::hypervisor(&server.store, &open.row).await?;
+    let bitmaps_owed = order::bitmaps_owed(&server.store, &open.row).await;
+    let bitmaps_owed = bitmaps_owed.map_err(NoOrder::from)?;
     let order = v1::RecoverOrder {
         hypervisor: Some(hypervisor),
         repository_dir: backup.repository_dir.clone(),
@@ -97,9 +125,10 @@ async fn sweep(server: &Arc<Server>, open: &OpenTask, hold: &Hold, epoch: u64) -
     if receipt.hypervisor_checked && receipt.left_in_hypervisor.is_empty() {
         Ok(Some(receipt))
     } else if receipt.hypervisor_checked {
-        Err(format!("still in the hypervisor: {}", receipt.left_in_hypervisor.join(", ")))
+        let left = receipt.left_in_hypervisor.join(", ");
+        Err(NotYet::new(FailureClass::Hypervisor, format!("still in the hypervisor: {left}")))
     } else {
-        Err("the proxy could not look into the hypervisor".to_string())
+        Err(NotYet::new(FailureClass::Hypervisor, "the proxy could not look into the hypervisor"))
     }
 }
 
@@ -127,7 +156,8 @@ async fn attempt(
     last_proxy: ServerId,
     order: v1::RecoverOrder,
     pinned: Option<&str>,
-) -> Result<v1::Receipt, String> {
+) -> Result<v1::Receipt, NotYet> {
+    let lost = |cause: String| NotYet::new(FailureClass::ProxyLost, cause);
     let online = |link: &&ProxyLink| link.health().online;
     let link = server
         .proxies
@@ -135,13 +165,13 @@ async fn attempt(
         .filter(online)
         .or_else(|| server.proxies.backup_server().filter(online))
         .or_else(|| server.proxies.all().find(online))
-        .ok_or("no proxy is online")?;
+        .ok_or_else(|| NotYet::new(FailureClass::ProxyUnreachable, "no proxy is online"))?;
     let call = hear(server, open, link, order, pinned);
     tokio::select! {
         result = tokio::time::timeout(Duration::from_millis(ATTEMPT_MS_MAX), call) => {
-            result.unwrap_or_else(|_| Err(format!("it took longer than {} s", ATTEMPT_MS_MAX / 1_000)))
+            result.unwrap_or_else(|_| Err(lost(format!("it took longer than {} s", ATTEMPT_MS_MAX / 1_000))))
         }
-        () = link.offline() => Err(format!("the heartbeat of {} stopped", link.server.name)),
+        () = link.offline() => Err(lost(format!("the heartbeat of {} stopped", link.server.name))),
     }
 }
 
@@ -151,12 +181,14 @@ async fn hear(
     link: &ProxyLink,
     order: v1::RecoverOrder,
     pinned: Option<&str>,
-) -> Result<v1::Receipt, String> {
-    let broke = |status: tonic::Status| format!("{}: {}", link.server.name, status.message());
+) -> Result<v1::Receipt, NotYet> {
+    let lost = |cause: String| NotYet::new(FailureClass::ProxyLost, cause);
+    let broke = |status: tonic::Status| lost(format!("{}: {}", link.server.name, status.message()));
+    let mut pinned = pinned.map(str::to_string);
     let mut stream = link.client().recover(order).await.map_err(broke)?.into_inner();
     loop {
         let told = match stream.message().await.map_err(broke)?.and_then(|message| message.event) {
-            None => return Err(format!("{} ended the recovery without saying how", link.server.name)),
+            None => return Err(lost(format!("{} ended the recovery without saying how", link.server.name))),
             Some(Event::Finished(end)) => return finished(end),
             Some(Event::StepStarted(v1::StepStarted { step, detail })) => EventKind::StepStarted { step, detail },
             Some(Event::StepEnded(ended)) => {
@@ -167,7 +199,9 @@ async fn hear(
             Some(Event::Thawed(thawed)) => EventKind::Thawed { window_us: thawed.window_us, no_gap: thawed.no_gap },
             Some(Event::HostKeySeen(seen)) => {
                 // A changed key must be known, or nobody could accept it.
-                record(server, open.row.id, report::host_key(open.row.vm, pinned, seen)).await;
+                let fingerprint = seen.key.as_ref().map(|key| key.fingerprint.clone());
+                record(server, open.row.id, report::host_key(open.row.vm, pinned.as_deref(), seen)).await;
+                pinned = pinned.or(fingerprint);
                 continue;
             }
             Some(Event::Progress(_) | Event::HoldReady(_) | Event::Frozen(_)) => continue,
@@ -176,12 +210,13 @@ async fn hear(
     }
 }
 
-fn finished(end: v1::Finished) -> Result<v1::Receipt, String> {
+fn finished(end: v1::Finished) -> Result<v1::Receipt, NotYet> {
+    let internal = |cause: String| NotYet::new(FailureClass::Internal, cause);
     match end.outcome.as_str() {
-        "success" | "warning" => end.receipt.ok_or_else(|| "the proxy sent no receipt".to_string()),
-        _ => Err(match serde_json::from_str::<lull_engine::session::TaskFailure>(&end.failure_json) {
-            Ok(failure) => failure.to_string(),
-            Err(_) => format!("the proxy's recovery ended as {}", end.outcome),
+        "success" | "warning" => end.receipt.ok_or_else(|| internal("the proxy sent no receipt".into())),
+        _ => Err(match serde_json::from_str::<TaskFailure>(&end.failure_json) {
+            Ok(failure) => NotYet::new(failure.class, failure.to_string()),
+            Err(_) => internal(format!("the proxy's recovery ended as {}", end.outcome)),
         }),
     }
 }
@@ -193,7 +228,7 @@ async fn conclude(
     hold: &Hold,
     epoch: u64,
     part: RecoveryPart,
-    result: Result<Option<v1::Receipt>, String>,
+    result: Result<Option<v1::Receipt>, NotYet>,
 ) {
     let (words, done) = match part {
         RecoveryPart::Guest => ("the guest is thawed and swept", TaskEvent::GuestRecovered { epoch }),
@@ -209,12 +244,15 @@ async fn conclude(
             let outcome = Some(merged(known.unwrap_or_default(), part, receipt));
             Happening { told: vec![note("info", words.into())], outcome, ..Happening::event(done) }
         }
-        Err(cause) => {
-            let mut told = vec![note("warning", format!("not yet: {words}: {cause}"))];
+        Err(NotYet { class, cause, nothing_sent }) => {
+            // A credential that was refused is not sent again: this was the last word on it.
+            let not = if class == FailureClass::RefusedCredential { "not, and not tried again" } else { "not yet" };
+            let mut told = vec![note("warning", format!("{not}: {words}: {cause}"))];
             if part == RecoveryPart::Guest && hold.owed.frozen {
                 told.push(note("warning", thaw_by_hand(&open.row.vm_name)));
             }
-            Happening { told, ..Happening::event(TaskEvent::RecoveryFailed { epoch, part, cause }) }
+            let failed = TaskEvent::RecoveryFailed { epoch, part, class, cause };
+            Happening { told, nothing_sent, ..Happening::event(failed) }
         }
     };
     record(server, open.row.id, happening).await;
@@ -235,11 +273,4 @@ fn merged(mut outcome: TaskOutcome, part: RecoveryPart, receipt: v1::Receipt) ->
         }
     }
     outcome
-}
-
-fn cause(no_order: NoOrder) -> String {
-    match no_order {
-        NoOrder::Task(failure) => format!("{}; {}", failure.cause, failure.remedy),
-        NoOrder::Store(error) => error.to_string(),
-    }
 }

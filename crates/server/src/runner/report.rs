@@ -30,6 +30,8 @@ pub struct Heard {
     pub snapshot_at: Option<Timestamp>,
     /// The guest is at rest for a caller's command.
     pub hold_ready: bool,
+    /// Fingerprint of the host key that was pinned by this call.
+    pub pinned: Option<String>,
 }
 
 /// What went out with the order, as far as the answers depend on it.
@@ -81,7 +83,11 @@ pub fn happening(task: &TaskRow, sent: &Sent, heard: &mut Heard, event: Event, n
             happening.told.push(EventKind::Note { level: note.level, text: note.text });
         }
         Event::HostKeySeen(seen) => {
-            happening = host_key(task.vm, sent.pinned.as_deref(), seen);
+            let pinned = sent.pinned.as_deref().or(heard.pinned.as_deref());
+            happening = host_key(task.vm, pinned, seen.clone());
+            if pinned.is_none() {
+                heard.pinned = seen.key.map(|key| key.fingerprint);
+            }
         }
         Event::HoldReady(ready) => {
             heard.hold_ready = true;
@@ -157,6 +163,7 @@ pub fn finished(task: &TaskRow, sent: &Sent, heard: &Heard, end: v1::Finished, n
     let report = ProxyReport::Finished { ending, owed };
     happening.events.push(TaskEvent::Report { epoch: sent.epoch, report });
     happening.outcome = Some(outcome);
+    happening.refused = Some(end.refused).filter(|cause| !cause.is_empty());
     happening
 }
 
@@ -303,8 +310,9 @@ fn still_owed(task: &TaskRow, sent: &Sent, heard: &Heard, ending: &Ending, recei
     let clean = |checked: bool, left: &[String]| checked && left.is_empty();
     let guest_clean = receipt.is_some_and(|r| clean(r.guest_checked, &r.left_in_guest));
     let hypervisor_clean = receipt.is_some_and(|r| clean(r.hypervisor_checked, &r.left_in_hypervisor));
-    // Who was refused never got so far as to put anything there; to make sure would be a second attempt.
-    let refused = matches!(ending, Ending::Failed { failure } if failure.class == FailureClass::RefusedCredential);
+    // Who was refused at the door never got so far as to put anything there; to make sure would be a second attempt.
+    let refused = matches!(ending, Ending::Failed { failure }
+        if failure.class == FailureClass::RefusedCredential && failure.step <= Some(Step::Deploy));
     let guest = sent.guest && !refused;
     let in_guest = begun(&[Step::Deploy, Step::PreScript, Step::Quiesce, Step::Freeze]);
     let at_hypervisor = begun(&[Step::Inventory, Step::Snapshot, Step::Copy, Step::Verify]);

@@ -39,6 +39,10 @@ pub struct Script {
     pub left_in_guest: Vec<String>,
     /// So many recoveries fail first.
     pub recoveries_fail: u32,
+    /// What kind of failure that is, where it is not the guest being out of reach.
+    pub recoveries_fail_with: Option<FailureClass>,
+    /// The task ends well, but a later login was refused.
+    pub refused: String,
     /// A hold ends when nobody renewed it for so long.
     pub hold_silence_ms: u64,
 }
@@ -211,7 +215,8 @@ impl Proxy for Fake {
             ..Default::default()
         };
         let end = if fails {
-            failed(Step::Connect, FailureClass::GuestUnreachable)
+            let class = self.script.lock().unwrap().recoveries_fail_with;
+            failed(Step::Connect, class.unwrap_or(FailureClass::GuestUnreachable))
         } else {
             v1::Finished { outcome: "success".into(), receipt: Some(receipt), ..Default::default() }
         };
@@ -376,6 +381,7 @@ impl Fake {
                 }
             }),
             receipt: Some(receipt),
+            refused: up.script.refused.clone(),
             ..Default::default()
         })
     }
