@@ -5,6 +5,7 @@
 //! to add one; tests/channel_contract.rs holds every implementation to the same behaviour.
 
 use crate::access::HostKey;
+use crate::ssh::HostKeySeen;
 use async_trait::async_trait;
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -25,9 +26,6 @@ pub trait GuestChannel: Send + Sync {
     /// of noise before the script's own output is gone, and stdin is the script's. Dropping the stream ends the script's
     /// stdin and stdout.
     async fn open_elevated(&self, script: &Script) -> Result<ElevatedStream, ChannelError>;
-
-    /// Another connection by the same way and the same credential: for the thaw ladder.
-    async fn second_login(&self) -> Result<Box<dyn GuestChannel>, ChannelError>;
 
     /// Ends the connection and waits, shortly, until it is gone. Idempotent.
     async fn close(&self);
@@ -204,12 +202,22 @@ impl fmt::Display for Hop {
 pub enum FailureKind {
     /// This credential is refused by this guest: final, no retry, no other proxy.
     Refused,
+    /// A secret was sent, and the guest's answer never came: no retry either, since it may have been a refusal. The guest may
+    /// as well have let us in.
+    Unknown,
     /// The guest is not who it was: final until a person accepts it.
     HostKey,
     /// Not reached: again, or from another proxy.
     Unreachable,
     /// Reached, but something in the guest is in the way.
     GuestSide,
+}
+
+impl FailureKind {
+    /// Whether this credential must not be sent to this guest again: another attempt could lock the account.
+    pub fn ends_attempts(self) -> bool {
+        matches!(self, FailureKind::Refused | FailureKind::Unknown)
+    }
 }
 
 /// Why a guest could not be reached or used: the hop, the cause, the remedy.
@@ -226,12 +234,14 @@ pub struct ChannelError {
     pub remedy: String,
     /// The host key that was shown and refused: a person may accept it later.
     pub refused_key: Option<Box<HostKey>>,
+    /// The host key that was accepted before this went wrong: a first contact pins it, whatever became of the login.
+    pub accepted_key: Option<Box<HostKeySeen>>,
 }
 
 impl ChannelError {
     /// All of it.
     pub fn new(hop: Hop, kind: FailureKind, what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        ChannelError { hop, kind, what: what.into(), remedy: remedy.into(), refused_key: None }
+        ChannelError { hop, kind, what: what.into(), remedy: remedy.into(), refused_key: None, accepted_key: None }
     }
 }
 

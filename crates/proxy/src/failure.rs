@@ -39,7 +39,8 @@ pub fn of_channel(step: Step, error: &ChannelError) -> TaskFailure {
         FailureKind::Refused => FailureClass::RefusedCredential,
         FailureKind::HostKey => FailureClass::ChangedHostKey,
         FailureKind::Unreachable if untouched => FailureClass::GuestUnreachable,
-        FailureKind::Unreachable | FailureKind::GuestSide => FailureClass::GuestSide,
+        // Final like a refusal, but something of ours may have come into the guest.
+        FailureKind::Unknown | FailureKind::Unreachable | FailureKind::GuestSide => FailureClass::GuestSide,
     };
     TaskFailure { step: Some(step), hop, cause: error.to_string(), remedy: error.remedy.clone(), class }
 }
@@ -100,6 +101,7 @@ mod tests {
         assert_eq!(class(Step::Connect, FailureKind::Refused), FailureClass::RefusedCredential);
         assert_eq!(class(Step::Connect, FailureKind::HostKey), FailureClass::ChangedHostKey);
         assert_eq!(class(Step::Connect, FailureKind::Unreachable), FailureClass::GuestUnreachable);
+        assert_eq!(class(Step::Connect, FailureKind::Unknown), FailureClass::GuestSide, "no other proxy tries it");
         assert_eq!(class(Step::Quiesce, FailureKind::Unreachable), FailureClass::GuestSide);
     }
 }

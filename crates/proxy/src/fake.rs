@@ -43,19 +43,18 @@ enum Behind {
 pub struct FakeChannel {
     behind: Behind,
     knobs: Knobs,
-    later: Knobs,
     from_guest_bytes: Arc<Mutex<u64>>,
 }
 
 impl FakeChannel {
     /// Runs scripts here.
     pub fn local(knobs: Knobs) -> Self {
-        FakeChannel { behind: Behind::Shell, knobs, later: Knobs::default(), from_guest_bytes: Arc::default() }
+        FakeChannel { behind: Behind::Shell, knobs, from_guest_bytes: Arc::default() }
     }
 
     /// Reaches a fake guest.
     pub fn to(guest: Arc<FakeGuest>, knobs: Knobs) -> Self {
-        FakeChannel { behind: Behind::Guest(guest), knobs, later: Knobs::default(), from_guest_bytes: Arc::default() }
+        FakeChannel { behind: Behind::Guest(guest), knobs, from_guest_bytes: Arc::default() }
     }
 
     /// The guest's end of a new stream; what goes wrong goes wrong in between.
@@ -169,16 +168,6 @@ impl GuestChannel for FakeChannel {
         Ok(ElevatedStream { reader: Box::new(reader), writer: Box::new(writer), stderr })
     }
 
-    async fn second_login(&self) -> Result<Box<dyn GuestChannel>, ChannelError> {
-        match &self.later.refuse {
-            Some(refusal) => Err(refusal.clone()),
-            None => {
-                let knobs = self.later.clone();
-                Ok(Box::new(FakeChannel { from_guest_bytes: Arc::default(), knobs, ..self.clone() }))
-            }
-        }
-    }
-
     async fn close(&self) {}
 }
 
@@ -188,7 +177,7 @@ pub struct FakeConnector {
     pub guest: Arc<FakeGuest>,
     /// For the first connection.
     pub first: Knobs,
-    /// For every later one, second logins included.
+    /// For every later one.
     pub later: Knobs,
     /// Connections that were asked for.
     pub connects: Mutex<u32>,
@@ -212,9 +201,7 @@ impl Connector for FakeConnector {
         if let Some(refusal) = &knobs.refuse {
             return Err(refusal.clone());
         }
-        let mut channel = FakeChannel::to(self.guest.clone(), knobs.clone());
-        channel.later = self.later.clone();
-        Ok((Box::new(channel), None))
+        Ok((Box::new(FakeChannel::to(self.guest.clone(), knobs.clone())), None))
     }
 
     fn thaw_command(&self, mount_points: &[String]) -> String {

@@ -10,10 +10,10 @@ mod window;
 
 pub use window::{Inside, Pulse};
 
-use crate::access::{Elevation, GuestAccess};
+use crate::access::{Elevation, GuestAccess, HostKey};
 use crate::cancel::Cancel;
 use crate::carried::Image;
-use crate::channel::{ChannelError, FailureKind, GuestChannel};
+use crate::channel::{ChannelError, GuestChannel};
 use crate::deploy;
 use crate::evidence::{Window, application_failures};
 use crate::failure::{self, Stop};
@@ -31,6 +31,7 @@ use lull_guest_wire::{
 };
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::task_event::Event;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -51,31 +52,56 @@ pub trait Connector: Send + Sync {
 }
 
 /// Connects over SSH.
-pub struct SshConnector(pub GuestAccess);
+pub struct SshConnector {
+    access: GuestAccess,
+    /// The key that this task met where none was pinned: whatever answers later must show the same one.
+    met: Mutex<Option<HostKey>>,
+}
+
+impl SshConnector {
+    /// By this way.
+    pub fn new(access: GuestAccess) -> Self {
+        SshConnector { access, met: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<HostKey>> {
+        self.met.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
 
 #[async_trait]
 impl Connector for SshConnector {
     async fn connect(&self) -> Result<(Box<dyn GuestChannel>, Option<HostKeySeen>), ChannelError> {
-        let channel = ssh::connect(&self.0).await?;
-        let seen = channel.host_key().clone();
-        Ok((Box::new(channel), Some(seen)))
+        let mut access = self.access.clone();
+        if access.host_keys.is_empty() {
+            access.host_keys.extend(self.lock().clone());
+        }
+        let result = ssh::connect(&access).await;
+        let seen = match &result {
+            Ok(channel) => Some(channel.host_key().clone()),
+            Err(error) => error.accepted_key.as_deref().cloned(),
+        };
+        if let Some(seen) = &seen {
+            self.lock().get_or_insert_with(|| seen.key.clone());
+        }
+        Ok((Box::new(result?), seen))
     }
 
     fn thaw_command(&self, mount_points: &[String]) -> String {
-        let sudo = if matches!(self.0.elevation, Elevation::None) { "" } else { "sudo " };
+        let sudo = if matches!(self.access.elevation, Elevation::None) { "" } else { "sudo " };
         let each = mount_points.iter().map(|mount_point| format!("{sudo}fsfreeze --unfreeze {}", quoted(mount_point)));
         let each = each.collect::<Vec<_>>().join("; ");
-        let endpoint = self.0.endpoints.first();
+        let endpoint = self.access.endpoints.first();
         let (host, port) = endpoint.map_or(("GUEST", 22), |e| (e.host.as_str(), e.port));
-        format!("ssh -p {port} {}@{host} {}", self.0.user, quoted(&each))
+        format!("ssh -p {port} {}@{host} {}", self.access.user, quoted(&each))
     }
 
     fn rightly_remains(&self) -> Vec<String> {
         let mut remains = vec![
-            format!("entries of the logins of {} in the authentication log", self.0.user),
-            format!("entries of the logins of {} in wtmp and lastlog", self.0.user),
+            format!("entries of the logins of {} in the authentication log", self.access.user),
+            format!("entries of the logins of {} in wtmp and lastlog", self.access.user),
         ];
-        match self.0.elevation {
+        match self.access.elevation {
             Elevation::None => {}
             Elevation::Sudo(_) => remains.push("entries of sudo in the authentication log (no timestamp)".into()),
             Elevation::Su(_) => remains.push("entries of su in the authentication log".into()),
@@ -105,7 +131,8 @@ pub struct GuestSession<'a> {
     armed: Option<(FreezeId, Armed)>,
     /// A command that was given up: the component is still at it, until then at most.
     given_up: Option<(u32, Instant)>,
-    refused: bool,
+    /// Why the credential must not be tried again.
+    refused: Option<ChannelError>,
     /// What the guest is.
     pub inventory: Option<Inventory>,
     /// What became of its applications.
@@ -133,7 +160,7 @@ impl<'a> GuestSession<'a> {
             component: None,
             armed: None,
             given_up: None,
-            refused: false,
+            refused: None,
             inventory: None,
             quiesced: None,
             window: Window::default(),
@@ -150,9 +177,7 @@ impl<'a> GuestSession<'a> {
     pub async fn connect(&mut self) -> Result<String, Stop> {
         let connected = self.cancel.or(self.connector.connect()).await?;
         let (channel, seen) = connected.map_err(|e| self.failed(Step::Connect, e))?;
-        if let Some(HostKeySeen { key, first_contact }) = seen {
-            self.reporter.tell(Event::HostKeySeen(v1::HostKeySeen { key: Some(key.into()), first_contact }));
-        }
+        tell_accepted(&self.reporter, seen.as_ref());
         let line = channel.describe();
         self.channel = Some(channel);
         Ok(line)
@@ -175,21 +200,40 @@ impl<'a> GuestSession<'a> {
         Ok(line)
     }
 
-    /// Remembers what must not be tried again, and tells of a host key that a person may accept.
     fn failed(&mut self, step: Step, error: ChannelError) -> TaskFailure {
-        self.refused |= error.kind == FailureKind::Refused;
-        let failure = failure::of_channel(step, &error);
-        if let Some(key) = error.refused_key {
-            let key = Some((*key).into());
-            self.reporter.tell(Event::HostKeySeen(v1::HostKeySeen { key, first_contact: false }));
-        }
-        failure
+        self.note(&error);
+        failure::of_channel(step, &error)
     }
 
-    /// Whether the guest refused the login or the elevation: nothing of ours was put there, and making sure of it would be
-    /// another attempt.
-    pub fn was_refused(&self) -> bool {
-        self.refused
+    /// Remembers what must not be tried again, and tells of the host keys.
+    fn note(&mut self, error: &ChannelError) {
+        tell_keys(&self.reporter, error);
+        if error.kind.ends_attempts() && self.refused.is_none() {
+            self.refused = Some(error.clone());
+        }
+    }
+
+    /// A new connection, unless the guest refused the credential already.
+    async fn another_login(&mut self) -> Result<Box<dyn GuestChannel>, ChannelError> {
+        if let Some(refused) = &self.refused {
+            return Err(refused.clone());
+        }
+        match self.connector.connect().await {
+            Ok((channel, seen)) => {
+                tell_accepted(&self.reporter, seen.as_ref());
+                Ok(channel)
+            }
+            Err(error) => {
+                self.note(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Why the guest must not be tried again with this credential: it refused the login or the elevation, or left the answer
+    /// open.
+    pub fn refused(&self) -> Option<&ChannelError> {
+        self.refused.as_ref()
     }
 
     /// Looks at the guest.
@@ -275,18 +319,19 @@ impl<'a> GuestSession<'a> {
 
     /// A fresh look into the guest, over the same connection or a new one.
     pub async fn look(&mut self) -> Result<receipt::GuestLook, ChannelError> {
+        if let Some(refused) = &self.refused {
+            return Err(refused.clone());
+        }
         if let Some(channel) = &self.channel {
             match receipt::look(channel.as_ref()).await {
-                // Another connection would be another attempt.
-                Err(error) if error.kind == FailureKind::Refused => return Err(error),
-                Err(_) => {}
+                Err(error) => self.note(&error),
                 found => return found,
             }
         }
-        let (channel, _) = self.connector.connect().await?;
+        let channel = self.another_login().await?;
         let look = receipt::look(channel.as_ref()).await;
         self.channel = Some(channel);
-        look
+        look.inspect_err(|error| self.note(error))
     }
 
     /// What the logins left, rightly.
@@ -301,19 +346,24 @@ impl<'a> GuestSession<'a> {
 
     /// A new component where the last one was lost: for what must run after it.
     pub async fn redeploy(&mut self) -> Result<(), ChannelError> {
-        if self.channel.is_none() {
-            self.channel = Some(self.connector.connect().await?.0);
+        if let Some(refused) = &self.refused {
+            return Err(refused.clone());
         }
-        let Some(channel) = &self.channel else { return Ok(()) };
-        let deployed = match deploy::deploy(channel.as_ref(), self.image).await {
-            Ok(deployed) => deployed,
-            Err(_) => {
-                let (channel, _) = self.connector.connect().await?;
-                let deployed = deploy::deploy(channel.as_ref(), self.image).await?;
-                self.channel = Some(channel);
-                deployed
+        let channel = match self.channel.take() {
+            Some(channel) => channel,
+            None => self.another_login().await?,
+        };
+        let (channel, deployed) = match deploy::deploy(channel.as_ref(), self.image).await {
+            Ok(deployed) => (channel, Ok(deployed)),
+            Err(error) => {
+                self.note(&error);
+                let channel = self.another_login().await?;
+                let deployed = deploy::deploy(channel.as_ref(), self.image).await;
+                (channel, deployed)
             }
         };
+        self.channel = Some(channel);
+        let deployed = deployed.inspect_err(|error| self.note(error))?;
         self.component = Some((deployed.client, deployed.hello));
         Ok(())
     }
@@ -392,6 +442,22 @@ fn lost(step: Step) -> Stop {
     failure::of_call(step, "there is no component to talk to", &error).into()
 }
 
+/// Tells of the key that the guest was let pass with.
+pub(crate) fn tell_accepted(reporter: &Reporter, seen: Option<&HostKeySeen>) {
+    if let Some(HostKeySeen { key, first_contact }) = seen.cloned() {
+        reporter.tell(Event::HostKeySeen(v1::HostKeySeen { key: Some(key.into()), first_contact }));
+    }
+}
+
+/// Tells of the keys that a failure met: the accepted one is pinned at first contact although the login failed, the refused
+/// one a person may accept.
+pub(crate) fn tell_keys(reporter: &Reporter, error: &ChannelError) {
+    tell_accepted(reporter, error.accepted_key.as_deref());
+    if let Some(key) = error.refused_key.as_deref().cloned() {
+        reporter.tell(Event::HostKeySeen(v1::HostKeySeen { key: Some(key.into()), first_contact: false }));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -409,7 +475,7 @@ mod tests {
             host_keys: vec![],
         };
         let check = |mount_point: &str, expect: &str| {
-            assert_eq!(SshConnector(access.clone()).thaw_command(&[mount_point.into()]), expect);
+            assert_eq!(SshConnector::new(access.clone()).thaw_command(&[mount_point.into()]), expect);
         };
         check("/", "ssh -p 22 ops@192.0.2.7 'sudo fsfreeze --unfreeze /'");
         check("/my data", r"ssh -p 22 ops@192.0.2.7 'sudo fsfreeze --unfreeze '\''/my data'\'''");

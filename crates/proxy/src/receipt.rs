@@ -131,7 +131,7 @@ pub async fn watchdog_or_by_hand(
     pids: &[u32],
     mount_points: &[String],
     patience: Duration,
-) -> Result<String, String> {
+) -> Result<String, NotThawed> {
     let pids = pids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
     let wait = format!(
         r#"n=0; a=y;
@@ -145,13 +145,34 @@ pub async fn watchdog_or_by_hand(
     run_thaw(channel, image, &wait, mount_points, patience).await
 }
 
+/// Why a thaw by hand could not be confirmed.
+#[derive(Debug, thiserror::Error)]
+#[error("{why}")]
+pub struct NotThawed {
+    why: String,
+    /// The way into the guest failed with this.
+    pub channel: Option<Box<ChannelError>>,
+}
+
+impl From<String> for NotThawed {
+    fn from(why: String) -> Self {
+        NotThawed { why, channel: None }
+    }
+}
+
+impl From<ChannelError> for NotThawed {
+    fn from(error: ChannelError) -> Self {
+        NotThawed { why: error.to_string(), channel: Some(Box::new(error)) }
+    }
+}
+
 /// Thaws these file systems with the guest's own `fsfreeze`, or with the component where it has none. One that is not
 /// frozen is fine.
 pub async fn thaw_by_hand(
     channel: &dyn GuestChannel,
     image: &Image,
     mount_points: &[String],
-) -> Result<String, String> {
+) -> Result<String, NotThawed> {
     run_thaw(channel, image, "", mount_points, Duration::ZERO).await
 }
 
@@ -161,7 +182,7 @@ async fn run_thaw(
     first: &str,
     mount_points: &[String],
     patience: Duration,
-) -> Result<String, String> {
+) -> Result<String, NotThawed> {
     let mut words = Vec::new();
     for mount_point in mount_points {
         words.push(shell_word(mount_point).ok_or_else(|| format!("no shell can be told the path {mount_point:?}"))?);
@@ -176,14 +197,14 @@ async fn run_thaw(
         words.join(" ")
     );
     let limits = Limits { timeout: patience + THAW_LIMIT, ..Limits::default() };
-    let output =
-        channel.exec_elevated(&Script::new("thaw by hand", &script), b"", limits).await.map_err(|e| e.to_string())?;
+    let output = channel.exec_elevated(&Script::new("thaw by hand", &script), b"", limits).await?;
     let said = String::from_utf8_lossy(&output.stdout);
     if said.trim_end() != NO_FSFREEZE {
-        return judge_thaw(&said, mount_points.len());
+        return Ok(judge_thaw(&said, mount_points.len())?);
     }
-    let said = deploy::thaw(channel, image, &words, THAW_LIMIT).await.map_err(|e| e.to_string())?;
-    judge_thaw(&said, mount_points.len()).map(|line| format!("{line} (with the component: the guest has no fsfreeze)"))
+    let said = deploy::thaw(channel, image, &words, THAW_LIMIT).await?;
+    let line = judge_thaw(&said, mount_points.len())?;
+    Ok(format!("{line} (with the component: the guest has no fsfreeze)"))
 }
 
 fn judge_thaw(text: &str, expected: usize) -> Result<String, String> {

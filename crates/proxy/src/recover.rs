@@ -8,7 +8,7 @@ use crate::cancel::Cancel;
 use crate::carried::Image;
 use crate::channel::{ChannelError, GuestChannel, Limits, Script};
 use crate::failure::{self, Stop};
-use crate::guest_session::{Connector, GuestSession};
+use crate::guest_session::{Connector, GuestSession, tell_accepted, tell_keys};
 use crate::order::QemuSpec;
 use crate::receipt::{self, GuestLook};
 use crate::reporter::{Reporter, StepOutcome};
@@ -143,6 +143,9 @@ async fn recover_guest(
 ) -> Result<GuestLook, TaskFailure> {
     let began = reporter.started(Step::Connect, "");
     let connected = connector.connect().await;
+    if let Ok((_, seen)) = &connected {
+        tell_accepted(reporter, seen.as_ref());
+    }
     let (channel, _) = told(reporter, Step::Connect, began, connected, |(channel, _)| channel.describe())?;
 
     let began = reporter.started(Step::Thaw, "");
@@ -238,9 +241,19 @@ fn told<T>(
         }
         Err(e) => {
             reporter.ended(step, StepOutcome::Failed, format!("{e}; {}", e.remedy), began.elapsed());
-            Err(failure::of_channel(step, &e))
+            tell_keys(reporter, &e);
+            Err(of_channel(step, &e))
         }
     }
+}
+
+/// Here every answer that stayed out is a refusal: what it may have left is owed anyway.
+fn of_channel(step: Step, error: &ChannelError) -> TaskFailure {
+    let mut failure = failure::of_channel(step, error);
+    if error.kind.ends_attempts() {
+        failure.class = FailureClass::RefusedCredential;
+    }
+    failure
 }
 
 /// Nobody of ours alive, and nothing of ours frozen.
@@ -250,7 +263,7 @@ async fn thaw(
     recovery: &Recovery<'_>,
     reporter: &Reporter,
 ) -> Result<String, TaskFailure> {
-    let of_channel = |e: ChannelError| failure::of_channel(Step::Thaw, &e);
+    let of_channel = |e: ChannelError| of_channel(Step::Thaw, &e);
     let mut look = wait_until_gone(channel, PATIENCE).await.map_err(of_channel)?;
     if !look.processes.is_empty() {
         reporter.info("a component of an earlier task still runs and is ended");
@@ -278,10 +291,12 @@ async fn thaw(
             Ok(format!("component and watchdog were killed or gave up; {line}"))
         }
         Err(why) => {
+            let refused = why.channel.as_ref().is_some_and(|error| error.kind.ends_attempts());
+            let class = if refused { FailureClass::RefusedCredential } else { FailureClass::FileSystem };
             let command = connector.thaw_command(&mount_points);
             let cause = format!("nobody could confirm the thaw of {}: {why}; run this: {command}", recovery.vm_name);
             let remedy = "run that command in the guest at once, or restart the guest";
-            Err(failure::of(Step::Thaw, Hop::FileSystem, FailureClass::FileSystem, cause, remedy))
+            Err(failure::of(Step::Thaw, Hop::FileSystem, class, cause, remedy))
         }
     }
 }

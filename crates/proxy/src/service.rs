@@ -176,7 +176,7 @@ async fn work(
     reporter: Reporter,
     cancel: Cancel,
 ) -> v1::Finished {
-    let connector = spec.guest.clone().map(SshConnector);
+    let connector = spec.guest.clone().map(SshConnector::new);
     let mut snapshotter = match (&spec.work, &spec.qemu) {
         (Work::Backup(backup), Some(qemu)) => {
             Some(QemuSnapshotter::new(qemu.clone(), backup.clone(), &spec.task_id, spec.epoch))
@@ -229,7 +229,7 @@ impl Proxy for ProxyService {
     async fn recover(&self, request: Request<v1::RecoverOrder>) -> Result<Response<Events>, Status> {
         let order = request.into_inner();
         let guest = order.guest.map(|target| GuestAccess::from_wire(&order.vm_name, target)).transpose();
-        let connector = guest.map_err(|e| refuse(&e))?.map(SshConnector);
+        let connector = guest.map_err(|e| refuse(&e))?.map(SshConnector::new);
         let qemu = order.hypervisor.map(|target| order::qemu(&order.vm_name, target)).transpose();
         let bitmaps_owed = order::bitmap_names(&order.bitmaps_owed).map_err(|e| refuse(&e))?;
         let repository_dir = order.repository_dir.into();
@@ -255,7 +255,7 @@ impl Proxy for ProxyService {
     async fn test_guest(&self, request: Request<v1::TestOrder>) -> Result<Response<Events>, Status> {
         let order = request.into_inner();
         let guest = order.guest.map(|target| GuestAccess::from_wire(&order.vm_name, target)).transpose();
-        let connector = guest.map_err(|e| refuse(&e))?.map(SshConnector);
+        let connector = guest.map_err(|e| refuse(&e))?.map(SshConnector::new);
         let qemu = order.hypervisor.map(|target| order::qemu(&order.vm_name, target)).transpose();
         let qemu = qemu.map_err(|e| refuse(&e))?;
         let image = carried::linux_x86_64().map_err(|e| Status::failed_precondition(e.to_string()))?;

@@ -16,6 +16,7 @@ pub use host_key::HostKeySeen;
 use crate::access::{Endpoint, GuestAccess};
 use crate::channel::{ChannelError, ElevatedStream, ExecOutput, Exit, FailureKind, GuestChannel, Hop, Limits, Script};
 use async_trait::async_trait;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -30,26 +31,66 @@ pub struct SshChannel {
     endpoint: Endpoint,
     handle: russh::client::Handle<connect::Handler>,
     host_key: HostKeySeen,
+    password: PasswordSent,
 }
 
-/// Connects and logs in: endpoints in their order, and once more after that, except after a refusal or a changed host
-/// key, which are final. The error is that of the last endpoint, and names the others.
+/// What is known of the elevation's password on one connection. It is sent with every script; before it was accepted once,
+/// an answer that stays out may have been a refusal.
+#[derive(Debug, Default)]
+struct PasswordSent(AtomicU8);
+
+impl PasswordSent {
+    const UNANSWERED: u8 = 1;
+    const ACCEPTED: u8 = 2;
+
+    fn is_sent(&self) {
+        let _ = self.0.compare_exchange(0, Self::UNANSWERED, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    fn is_accepted(&self) {
+        let _ = self.0.compare_exchange(Self::UNANSWERED, Self::ACCEPTED, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    fn accepted(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == Self::ACCEPTED
+    }
+
+    /// Sent, and never accepted so far.
+    fn unanswered(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == Self::UNANSWERED
+    }
+}
+
+/// Connects and logs in: endpoints in their order, and once more after that. A refusal, a password whose answer stayed out
+/// and a changed host key are final. The first key that is met holds for every attempt. The error is that of the last
+/// endpoint, and names the others.
 pub async fn connect(access: &GuestAccess) -> Result<SshChannel, ChannelError> {
     let key = login::private_key(access)?;
+    let mut access = access.clone();
+    let mut met: Option<HostKeySeen> = None;
+    let with_key =
+        |error: ChannelError, met: Option<HostKeySeen>| ChannelError { accepted_key: met.map(Box::new), ..error };
     let mut failures: Vec<ChannelError> = Vec::new();
     for attempt in 0..2 {
         if attempt > 0 {
             tokio::time::sleep(RETRY_AFTER).await;
         }
-        for endpoint in &access.endpoints {
-            match attempt_one(access, endpoint, key.clone()).await {
-                Ok(channel) => return Ok(channel),
-                Err(error) if error.kind != FailureKind::Unreachable => return Err(error),
-                Err(error) => failures.push(error),
+        for endpoint in access.endpoints.clone() {
+            let mut error = match attempt_one(&access, &endpoint, key.clone()).await {
+                Ok(channel) => return Ok(channel.first_met(met)),
+                Err(error) => error,
+            };
+            if let Some(seen) = error.accepted_key.take() {
+                access.host_keys = vec![seen.key.clone()];
+                met.get_or_insert(*seen);
             }
+            if error.kind != FailureKind::Unreachable {
+                return Err(with_key(error, met));
+            }
+            failures.push(error);
         }
     }
-    Err(summary(failures))
+    Err(with_key(summary(failures), met))
 }
 
 async fn attempt_one(
@@ -58,9 +99,11 @@ async fn attempt_one(
     key: Option<std::sync::Arc<russh::keys::PrivateKey>>,
 ) -> Result<SshChannel, ChannelError> {
     let mut connection = connect::connect(access, endpoint).await?;
-    login::login(&mut connection, access, key, &endpoint.to_string()).await?;
+    let result = login::login(&mut connection, access, key, &endpoint.to_string()).await;
     let connect::Connection { handle, host_key, .. } = connection;
-    Ok(SshChannel { access: access.clone(), endpoint: endpoint.clone(), handle, host_key })
+    result.map_err(|error| ChannelError { accepted_key: Some(Box::new(host_key.clone())), ..error })?;
+    let (access, endpoint) = (access.clone(), endpoint.clone());
+    Ok(SshChannel { access, endpoint, handle, host_key, password: PasswordSent::default() })
 }
 
 /// One error for several: the one that came furthest, with the others' words.
@@ -84,6 +127,16 @@ impl SshChannel {
         &self.host_key
     }
 
+    /// A first contact stays one although it took a second attempt to log in.
+    fn first_met(mut self, met: Option<HostKeySeen>) -> Self {
+        self.host_key.first_contact |= met.is_some_and(|met| met.first_contact);
+        self
+    }
+
+    fn way(&self) -> exec::Way<'_> {
+        exec::Way { handle: &self.handle, access: &self.access, password: &self.password }
+    }
+
     fn guest(&self) -> String {
         self.endpoint.to_string()
     }
@@ -98,8 +151,7 @@ impl GuestChannel for SshChannel {
     async fn exec_elevated(&self, script: &Script, stdin: &[u8], limits: Limits) -> Result<ExecOutput, ChannelError> {
         let guest = self.guest();
         let whole = async {
-            let exec::Running { mut stream, exit, eof } =
-                exec::start(&self.handle, &self.access, &guest, script).await?;
+            let exec::Running { mut stream, exit, eof } = exec::start(self.way(), &guest, script).await?;
             let feed = async {
                 // A script may end without reading its stdin: its exit code says whether that was right.
                 let _ = stream.writer.write_all(stdin).await;
@@ -128,6 +180,7 @@ impl GuestChannel for SshChannel {
         };
         match tokio::time::timeout(limits.timeout, whole).await {
             Ok(result) => result,
+            Err(_) if self.password.unanswered() => Err(elevate::unanswered(&self.access.user, &guest)),
             Err(_) => Err(ChannelError::new(
                 Hop::Exec,
                 FailureKind::GuestSide,
@@ -138,13 +191,7 @@ impl GuestChannel for SshChannel {
     }
 
     async fn open_elevated(&self, script: &Script) -> Result<ElevatedStream, ChannelError> {
-        Ok(exec::start(&self.handle, &self.access, &self.guest(), script).await?.stream)
-    }
-
-    async fn second_login(&self) -> Result<Box<dyn GuestChannel>, ChannelError> {
-        let mut access = self.access.clone();
-        access.host_keys = vec![self.host_key.key.clone()];
-        Ok(Box::new(connect(&access).await?))
+        Ok(exec::start(self.way(), &self.guest(), script).await?.stream)
     }
 
     async fn close(&self) {

@@ -42,6 +42,7 @@ pub async fn run(
                 finished.receipt = Some(receipt);
             }
         }
+        finished.refused = guest.refused().map(ToString::to_string).unwrap_or_default();
         guest.close().await;
     }
     if let (Ok(()), Some(qemu)) = (&result, qemu) {

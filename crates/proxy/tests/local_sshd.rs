@@ -8,9 +8,12 @@ mod contract;
 
 use lull_proxy::access::{Elevation, Endpoint, GuestAccess, Login};
 use lull_proxy::channel::{ExecOutput, Exit, FailureKind, GuestChannel, Hop, Limits, Script};
+use lull_proxy::guest_session::{Connector, SshConnector};
 use lull_proxy::ssh;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// An sshd that lives as long as this value.
 struct Sshd {
@@ -202,4 +205,80 @@ async fn a_shell_that_runs_nothing_is_named_with_its_words() {
     let error = channel.open_elevated(&Script::new("test", "true")).await.unwrap_err();
     assert_eq!((error.hop, error.kind), (Hop::Exec, FailureKind::GuestSide));
     assert!(error.what.contains("This account is not available"), "{error}");
+}
+
+/// A guest that hangs up on a password (as sshd does when PAM denies the account) or refuses it, and counts them.
+struct Door {
+    passwords: Arc<AtomicU32>,
+    hangs_up: bool,
+}
+
+impl russh::server::Handler for Door {
+    type Error = russh::Error;
+
+    async fn auth_password(&mut self, _: &str, _: &str) -> Result<russh::server::Auth, russh::Error> {
+        self.passwords.fetch_add(1, Ordering::SeqCst);
+        if self.hangs_up { Err(russh::Error::Disconnect) } else { Ok(russh::server::Auth::reject()) }
+    }
+}
+
+/// How to reach a [`Door`], and how many passwords came to it. After `same` connections its host key is another one.
+async fn door(hangs_up: bool, same: usize) -> (GuestAccess, Arc<AtomicU32>) {
+    let folder = tempfile::tempdir().unwrap();
+    let key = |name| {
+        keygen(folder.path(), name, "ed25519", "");
+        russh::keys::load_secret_key(folder.path().join(name), None).unwrap()
+    };
+    let keys = [key("first"), key("other")];
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let passwords = Arc::new(AtomicU32::new(0));
+    let counted = passwords.clone();
+    tokio::spawn(async move {
+        for n in 0.. {
+            let (socket, _) = listener.accept().await.unwrap();
+            let keys = vec![keys[usize::from(n >= same)].clone()];
+            let config = russh::server::Config { keys, auth_rejection_time_initial: None, ..Default::default() };
+            let door = Door { passwords: counted.clone(), hangs_up };
+            tokio::spawn(async move {
+                if let Ok(session) = russh::server::run_stream(Arc::new(config), socket, door).await {
+                    let _ = session.await;
+                }
+            });
+        }
+    });
+    let endpoint = Endpoint { host: "127.0.0.1".into(), port };
+    let access = GuestAccess {
+        vm_name: "local".into(),
+        endpoints: vec![endpoint.clone(), endpoint],
+        credential: "local-password".into(),
+        user: "backup".into(),
+        login: Login::Password("s3cret".into()),
+        elevation: Elevation::None,
+        host_keys: vec![],
+    };
+    (access, passwords)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_whose_answer_stays_out_is_sent_once() {
+    let (access, passwords) = door(true, usize::MAX).await;
+    let error = ssh::connect(&access).await.err().expect("it hangs up");
+    assert_eq!(passwords.load(Ordering::SeqCst), 1, "{error}");
+    assert_eq!((error.hop, error.kind), (Hop::Login, FailureKind::Unknown), "{error}");
+    assert!(error.what.contains("sent once") && error.what.contains("outcome is unknown"), "{error}");
+    assert!(error.accepted_key.is_some_and(|seen| seen.first_contact), "it is pinned at contact");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_of_the_first_contact_holds_although_its_login_was_refused() {
+    let (access, passwords) = door(false, 1).await;
+    let connector = SshConnector::new(access);
+    let error = connector.connect().await.err().expect("refused");
+    assert_eq!(error.kind, FailureKind::Refused, "{error}");
+    let first = error.accepted_key.expect("it is pinned at contact").key.fingerprint;
+    let error = connector.connect().await.err().expect("somebody else answers");
+    assert_eq!(error.kind, FailureKind::HostKey, "{error}");
+    assert!(error.what.contains(&first), "{error}");
+    assert_eq!(passwords.load(Ordering::SeqCst), 1, "the other one gets no password");
 }

@@ -41,6 +41,7 @@ struct Played {
     told: Vec<Event>,
     guest: State,
     snapshotter: FakeSnapshotter,
+    logins: u32,
 }
 
 impl Scene {
@@ -98,7 +99,8 @@ impl Scene {
         .await;
         // What the guest's own tasks still do, they do now.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        Played { finished, told: listener.await.unwrap(), guest: guest.state(), snapshotter: self.snapshotter }
+        let logins = *connector.connects.lock().unwrap();
+        Played { finished, told: listener.await.unwrap(), guest: guest.state(), snapshotter: self.snapshotter, logins }
     }
 }
 
@@ -329,4 +331,27 @@ async fn a_refused_login_is_final_and_touches_nothing() {
     let played = scene.play().await;
     assert_eq!(played.failure().class, FailureClass::RefusedCredential);
     assert!(played.guest.commands.is_empty() && played.snapshotter.begun.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_login_refused_on_the_way_back_is_the_last_one() {
+    for kind in [FailureKind::Refused, FailureKind::Unknown] {
+        let (mut refused, mut while_frozen) = (0, 0);
+        for cut in (0..700).step_by(7) {
+            for watchdog_dies_too in [false, true] {
+                let mut scene = Scene::default().with_scripts();
+                scene.behaviour.watchdog_dies_too = watchdog_dies_too;
+                scene.first.cut_after_bytes = Some(cut);
+                scene.later.refuse = Some(ChannelError::new(Hop::Login, kind, "no", "correct it"));
+                let played = scene.play().await;
+                let scene = format!("{kind:?}, cut after {cut}\n{}", played.words());
+                assert!(played.logins <= 2, "{} logins: {scene}", played.logins);
+                // The backup server must know it, or its recovery would be the next attempt.
+                assert_eq!(played.finished.refused.is_empty(), played.logins == 1, "{scene}");
+                refused += u32::from(played.logins == 2);
+                while_frozen += u32::from(played.guest.frozen);
+            }
+        }
+        assert!(refused > 0 && while_frozen > 0, "no cut reached the ladder: {refused}, {while_frozen}");
+    }
 }

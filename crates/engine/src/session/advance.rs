@@ -332,7 +332,7 @@ fn while_recovering(state: &TaskState, event: &TaskEvent, now: Timestamp) -> Res
             hold.owed.hypervisor = false;
             hold.owed.partial_file = None;
         }
-        TaskEvent::RecoveryFailed { part, .. } => {
+        TaskEvent::RecoveryFailed { part, class, cause, .. } => {
             let attempts = match part {
                 RecoveryPart::Guest => &mut guest_attempts,
                 RecoveryPart::Hypervisor => &mut hypervisor_attempts,
@@ -341,6 +341,11 @@ fn while_recovering(state: &TaskState, event: &TaskEvent, now: Timestamp) -> Res
                 return Ok(ignored(state, Ignored::Duplicate));
             }
             *attempts += 1;
+            if *class == FailureClass::RefusedCredential {
+                // Another attempt could lock the account: what is owed stays so, until a task with a better one sweeps it.
+                *attempts = RECOVERY_ATTEMPTS_MAX;
+                actions.push(Action::RestCredential { cause: cause.clone() });
+            }
             if *attempts < RECOVERY_ATTEMPTS_MAX {
                 actions.push(pay(&hold, *part, *attempts));
             }

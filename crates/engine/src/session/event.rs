@@ -134,6 +134,8 @@ pub enum TaskEvent {
         epoch: u64,
         /// Which half.
         part: RecoveryPart,
+        /// What kind of failure: after a refused credential there is no further attempt.
+        class: FailureClass,
         /// Why, in words.
         cause: String,
     },

@@ -201,7 +201,12 @@ fn the_post_thaw_script_is_owed_from_the_beginning_of_the_pre_freeze_script_unti
     let rest = Owed { guest: true, ..Owed::default() };
     assert_eq!(task.state.owed(), rest, "the component that ran it is not known to be gone");
     // The rest of that attempt failed: the next one owes no script.
-    task.send(TaskEvent::RecoveryFailed { epoch, part: RecoveryPart::Guest, cause: "no route".into() });
+    task.send(TaskEvent::RecoveryFailed {
+        epoch,
+        part: RecoveryPart::Guest,
+        class: FailureClass::GuestUnreachable,
+        cause: "no route".into(),
+    });
     assert_eq!(task.state.owed(), rest);
     task.send(TaskEvent::GuestRecovered { epoch });
     assert_eq!(task.ending().outcome(), Outcome::Failed);
@@ -236,7 +241,12 @@ fn what_the_last_task_left_is_paid_before_the_next_one_begins() {
 
     // Given up: nothing was begun, and the one after it owes the same.
     for _ in 0..RECOVERY_ATTEMPTS_MAX {
-        helpless.send(TaskEvent::RecoveryFailed { epoch: 1, part: RecoveryPart::Guest, cause: "no route".into() });
+        helpless.send(TaskEvent::RecoveryFailed {
+            epoch: 1,
+            part: RecoveryPart::Guest,
+            class: FailureClass::GuestUnreachable,
+            cause: "no route".into(),
+        });
     }
     let Ending::Failed { failure } = helpless.ending() else { panic!("not failed") };
     assert!(failure.cause.starts_with("nothing was begun, since what an earlier task left could not be undone"));
@@ -400,7 +410,12 @@ fn a_success_that_left_something_is_a_warning_once_sweeping_was_given_up() {
     let mut waits = Vec::new();
     for _ in 0..RECOVERY_ATTEMPTS_MAX {
         let epoch = task.epoch();
-        task.send(TaskEvent::RecoveryFailed { epoch, part: RecoveryPart::Guest, cause: "no route".into() });
+        task.send(TaskEvent::RecoveryFailed {
+            epoch,
+            part: RecoveryPart::Guest,
+            class: FailureClass::GuestUnreachable,
+            cause: "no route".into(),
+        });
         waits.extend(task.last.iter().filter_map(|action| match action {
             Action::RecoverGuest { after_ms, .. } => Some(*after_ms),
             _ => None,
@@ -419,12 +434,36 @@ fn a_success_that_left_something_is_a_warning_once_sweeping_was_given_up() {
 }
 
 #[test]
+fn a_recovery_whose_credential_is_refused_is_not_tried_again() {
+    let mut task = Task::running(Step::Freeze);
+    task.send(TaskEvent::ServerRestarted);
+    let (class, cause) = (FailureClass::RefusedCredential, "db1 refuses the login of backup".to_owned());
+    let refused =
+        TaskEvent::RecoveryFailed { epoch: task.epoch(), part: RecoveryPart::Guest, class, cause: cause.clone() };
+    task.send(refused.clone());
+    assert_eq!(task.last, [Action::RestCredential { cause }]);
+    let again = task.try_send(&refused).expect("harmless");
+    assert_eq!((again.actions, again.ignored), (Vec::new(), Some(Ignored::Duplicate)));
+    // The other half goes on, and what nobody could undo stays recorded.
+    let hypervisor = TaskEvent::HypervisorSwept { epoch: task.epoch() };
+    task.send(hypervisor);
+    assert_eq!(task.last, [Action::TaskClosed]);
+    let owed = task.state.owed();
+    assert_eq!((owed.guest, owed.frozen, owed.hypervisor), (true, true, false));
+}
+
+#[test]
 fn no_other_proxy_begins_where_the_last_ones_traces_could_not_be_undone() {
     let mut task = Task::running(Step::Freeze);
     task.send(TaskEvent::ProxyLost { epoch: 1, cause: "silent".into() });
     task.send(TaskEvent::HypervisorSwept { epoch: 2 });
     for _ in 0..RECOVERY_ATTEMPTS_MAX {
-        task.send(TaskEvent::RecoveryFailed { epoch: 2, part: RecoveryPart::Guest, cause: "no route".into() });
+        task.send(TaskEvent::RecoveryFailed {
+            epoch: 2,
+            part: RecoveryPart::Guest,
+            class: FailureClass::GuestUnreachable,
+            cause: "no route".into(),
+        });
     }
     assert_eq!(task.ending().outcome(), Outcome::Failed);
     let owed = task.state.owed();

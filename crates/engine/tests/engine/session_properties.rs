@@ -88,7 +88,9 @@ fn any_event() -> impl Strategy<Value = (u64, TaskEvent)> {
         1 => Just(TaskEvent::PostScriptRan { epoch: 0 }),
         2 => Just(TaskEvent::GuestRecovered { epoch: 0 }),
         2 => Just(TaskEvent::HypervisorSwept { epoch: 0 }),
-        3 => part.prop_map(|part| TaskEvent::RecoveryFailed { epoch: 0, part, cause: "no".into() }),
+        3 => (part, any_class()).prop_map(|(part, class)| {
+            TaskEvent::RecoveryFailed { epoch: 0, part, class, cause: "no".into() }
+        }),
     ];
     (prop_oneof![4 => Just(0u64), 1 => Just(1u64)], event)
 }
@@ -241,11 +243,13 @@ proptest! {
             let event = match action {
                 Action::RecoverGuest { epoch, .. } if luck[0] => TaskEvent::GuestRecovered { epoch },
                 Action::RecoverGuest { epoch, .. } => {
-                    TaskEvent::RecoveryFailed { epoch, part: RecoveryPart::Guest, cause: "no".into() }
+                    let class = FailureClass::GuestSide;
+                    TaskEvent::RecoveryFailed { epoch, part: RecoveryPart::Guest, class, cause: "no".into() }
                 }
                 Action::SweepHypervisor { epoch, .. } if luck[1] => TaskEvent::HypervisorSwept { epoch },
                 Action::SweepHypervisor { epoch, .. } => {
-                    TaskEvent::RecoveryFailed { epoch, part: RecoveryPart::Hypervisor, cause: "no".into() }
+                    let class = FailureClass::Hypervisor;
+                    TaskEvent::RecoveryFailed { epoch, part: RecoveryPart::Hypervisor, class, cause: "no".into() }
                 }
                 _ => continue,
             };

@@ -2,7 +2,7 @@
 //!
 //! 1. the component;
 //! 2. its watchdog, which thaws by itself once the channel is closed, and is waited for;
-//! 3. by hand over the same connection, then over a new login;
+//! 3. by hand over the same connection, then over a new login (one, and none once the guest refused the credential);
 //! 4. a person, who gets the exact command.
 //!
 //! An answer in which a file system could not be thawed is no thaw. The watchdog removes the guest's lock folder when it
@@ -50,21 +50,16 @@ impl GuestSession<'_> {
         let pids: Vec<u32> = main.into_iter().chain(watchdog).collect();
         let patience = Duration::from_millis(lease.lease_ms.min(lease.budget_ms)) + WATCHDOG_GRACE;
         let mount_points = self.frozen_mount_points();
-        let mut tried = None;
         if let Some(channel) = self.channel.as_deref() {
             match receipt::watchdog_or_by_hand(channel, self.image, &pids, &mount_points, patience).await {
                 Ok(line) => return Ok(line),
                 Err(e) => {
-                    self.reporter.warning(format!("thaw: not over this connection: {e}; trying a new login"));
-                    tried = channel.second_login().await.ok();
+                    self.reporter.warning(format!("thaw: not over this connection: {e}"));
+                    e.channel.iter().for_each(|error| self.note(error));
                 }
             }
         }
-        let second = match tried {
-            Some(second) => Ok(second),
-            None => self.connector.connect().await.map(|(second, _)| second),
-        };
-        match second {
+        match self.another_login().await {
             Ok(second) => {
                 let second_channel = second.as_ref();
                 let result =
@@ -72,7 +67,10 @@ impl GuestSession<'_> {
                 self.channel = Some(second);
                 match result {
                     Ok(line) => return Ok(format!("{line}, over a new login")),
-                    Err(e) => self.reporter.warning(format!("thaw: not over a new login: {e}")),
+                    Err(e) => {
+                        self.reporter.warning(format!("thaw: not over a new login: {e}"));
+                        e.channel.iter().for_each(|error| self.note(error));
+                    }
                 }
             }
             Err(e) => self.reporter.warning(format!("thaw: no new login: {e}")),

@@ -41,6 +41,8 @@ pub struct Elevator {
     /// Stderr since the last prompt.
     stderr: Vec<u8>,
     asked: bool,
+    /// The same password was accepted over the same connection.
+    accepted_before: bool,
     tail: Tail,
 }
 
@@ -71,8 +73,15 @@ impl Elevator {
             noise_bytes: 0,
             stderr: Vec::new(),
             asked: false,
+            accepted_before: false,
             tail,
         }
+    }
+
+    /// The same password was accepted over the same connection before.
+    pub fn accepted_before(mut self, accepted: bool) -> Self {
+        self.accepted_before = accepted;
+        self
     }
 
     /// The command for the login shell: it works alike in sh, bash, dash, zsh, csh and fish. The sentinel and the prompt
@@ -207,6 +216,9 @@ impl Elevator {
         };
         let program = self.program();
         match (&self.method, exit) {
+            (_, Exit::Lost) if self.asked => {
+                self.unanswered(&format!("{guest} closed the connection while {} became root; {said}", self.user))
+            }
             (_, Exit::Lost) => ChannelError::new(
                 Hop::Elevation,
                 FailureKind::Unreachable,
@@ -230,20 +242,54 @@ impl Elevator {
         }
     }
 
+    /// The error for an end of the connection that `broken` describes.
+    pub fn broken(&self, broken: ChannelError) -> ChannelError {
+        if self.asked { self.unanswered(&broken.what) } else { broken }
+    }
+
+    /// The password was sent and its answer stayed out. Once the same one was accepted over the same connection, that means
+    /// no more than what it says.
+    fn unanswered(&self, what: &str) -> ChannelError {
+        match self.accepted_before {
+            true => {
+                ChannelError::new(Hop::Elevation, FailureKind::Unreachable, what, "see the guest's authentication log")
+            }
+            false => unanswered_because(what),
+        }
+    }
+
     /// The error for no sentinel in time.
     pub fn timed_out(&mut self, guest: &str, seconds: u64) -> ChannelError {
         self.tail.push(&std::mem::take(&mut self.stdout));
+        let what = format!(
+            "{} on {guest} neither became root nor was refused within {seconds} s; the last words: {}",
+            self.user,
+            self.tail.text()
+        );
+        if self.asked {
+            return self.unanswered(&what);
+        }
         ChannelError::new(
             Hop::Elevation,
             FailureKind::GuestSide,
-            format!(
-                "{} on {guest} neither became root nor was refused within {seconds} s; the last words: {}",
-                self.user,
-                self.tail.text()
-            ),
+            what,
             "log in by hand and see what the login shell or the elevation waits for",
         )
     }
+}
+
+/// The error for an attempt after one whose answer stayed out, or for giving up on that answer.
+pub fn unanswered(user: &str, guest: &str) -> ChannelError {
+    unanswered_because(&format!("{guest} did not say whether {user} may become root"))
+}
+
+fn unanswered_because(what: &str) -> ChannelError {
+    ChannelError::new(
+        Hop::Elevation,
+        FailureKind::Unknown,
+        format!("{what}; the password was sent once, its outcome is unknown, and it is not tried again"),
+        "see the guest's authentication log, then set the credential again, or test it with `lull vm test VM`",
+    )
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
@@ -316,6 +362,22 @@ mod tests {
         let error = sudo.ended("db1", &Exit::Code(1));
         assert_eq!(error.kind, FailureKind::Refused);
         assert!(error.what.contains("tried once"), "{error}");
+    }
+
+    #[test]
+    fn a_password_whose_answer_stays_out_is_as_final_as_a_refused_one() {
+        let kind = |asked: bool, accepted: bool| {
+            let mut sudo = sudo().accepted_before(accepted);
+            if asked {
+                assert_eq!(sudo.stderr(b"lull-00c0ffee00c0ffee-password:"), Action::SendPassword);
+            }
+            let lost = sudo.ended("db1", &Exit::Lost);
+            assert_eq!(lost.kind == FailureKind::Unknown, lost.what.contains("outcome is unknown"), "{lost}");
+            (lost.kind, sudo.timed_out("db1", 60).kind)
+        };
+        assert_eq!(kind(false, false), (FailureKind::Unreachable, FailureKind::GuestSide));
+        assert_eq!(kind(true, false), (FailureKind::Unknown, FailureKind::Unknown));
+        assert_eq!(kind(true, true).0, FailureKind::Unreachable, "the password is known to be right");
     }
 
     #[test]

@@ -3,8 +3,9 @@
 //! One task per script moves its output, so that a reader that is slow or gone never stops the connection's other
 //! sessions. Knows nothing of what runs.
 
+use super::PasswordSent;
 use super::connect::Handler;
-use super::elevate::{Action, Elevator};
+use super::elevate::{self, Action, Elevator};
 use crate::access::GuestAccess;
 use crate::channel::{ChannelError, ElevatedStream, Exit, FailureKind, Hop, Script, Tail, nonce};
 use bytes::Bytes;
@@ -35,24 +36,38 @@ pub(super) struct Running {
     pub eof: oneshot::Sender<()>,
 }
 
+/// What every script over one connection goes by.
+#[derive(Clone, Copy)]
+pub(super) struct Way<'a> {
+    pub handle: &'a Handle<Handler>,
+    pub access: &'a GuestAccess,
+    pub password: &'a PasswordSent,
+}
+
 /// Starts `script` and becomes root; see the contract in [`crate::channel::GuestChannel::open_elevated`].
 pub(super) async fn start(
-    handle: &Handle<Handler>,
-    access: &GuestAccess,
+    Way { handle, access, password }: Way<'_>,
     guest: &str,
     script: &Script,
 ) -> Result<Running, ChannelError> {
+    if password.unanswered() {
+        return Err(elevate::unanswered(&access.user, guest));
+    }
+    let accepted = password.accepted();
     let channel = open_session(handle, guest, script).await?;
     let (mut output, input) = channel.split();
     let stderr = Tail::default();
     let nonce = nonce();
-    let mut elevator = Elevator::new(&access.user, &access.elevation, &nonce, stderr.clone());
+    let mut elevator = Elevator::new(&access.user, &access.elevation, &nonce, stderr.clone()).accepted_before(accepted);
     let command = elevator.command(&nonce, script);
     input.exec(true, command).await.map_err(|e| broken(guest, script, &e.to_string()))?;
 
-    let elevation = elevate(&mut elevator, &mut output, &input, guest, script);
+    let elevation = become_root(&mut elevator, &mut output, &input, password, guest, script);
     let first = match timeout(ELEVATION_LIMIT, elevation).await {
-        Ok(Ok(first)) => first,
+        Ok(Ok(first)) => {
+            password.is_accepted();
+            first
+        }
         failed => {
             // Hang up first: whoever waits for another password gets none.
             let _ = input.close().await;
@@ -104,10 +119,11 @@ async fn open_session(
 }
 
 /// Reads until the script itself speaks; returns its first bytes.
-async fn elevate(
+async fn become_root(
     elevator: &mut Elevator,
     output: &mut ChannelReadHalf,
     input: &ChannelWriteHalf<Msg>,
+    sent: &PasswordSent,
     guest: &str,
     script: &Script,
 ) -> Result<Vec<u8>, ChannelError> {
@@ -142,7 +158,9 @@ async fn elevate(
             Action::SendPassword => {
                 let Some(password) = elevator.password() else { continue };
                 let line = format!("{}\n", password.expose_secret());
-                input.data_bytes(line).await.map_err(|e| broken(guest, script, &e.to_string()))?;
+                sent.is_sent();
+                let fed = input.data_bytes(line).await;
+                fed.map_err(|e| elevator.broken(broken(guest, script, &e.to_string())))?;
             }
         }
     }

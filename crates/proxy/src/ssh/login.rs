@@ -1,7 +1,8 @@
 //! Proving who we are: a password or a private key, **tried once**.
 //!
 //! Which of password and keyboard-interactive the guest takes is asked first (with the method *none*, which is no attempt),
-//! so that a password is sent in one of them and never in both. Knows nothing of how the connection came to be.
+//! so that a password is sent in one of them and never in both. Once it was sent, no answer is as final as a refusal: PAM may
+//! deny an account by hanging up. A key may be offered again: no account is locked by one. Knows nothing of how the connection came to be.
 
 use super::connect::{Connection, Handler, lock};
 use crate::access::{GuestAccess, Login};
@@ -11,6 +12,7 @@ use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, decode_secret_key};
 use russh::{MethodKind, MethodSet};
 use secrecy::{ExposeSecret, SecretString};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const LOGIN_LIMIT: Duration = Duration::from_secs(60);
@@ -37,7 +39,10 @@ pub(super) fn private_key(access: &GuestAccess) -> Result<Option<Arc<PrivateKey>
             let why = format!("it does not open with the credential's passphrase ({e})");
             Err(unusable(&why, "correct the passphrase of the credential"))
         }
-        Err(e) => Err(unusable(&e.to_string(), "give the credential a private key in OpenSSH, PKCS#8 or PuTTY format")),
+        Err(e) => Err(unusable(
+            &e.to_string(),
+            "give the credential a private key in OpenSSH or PKCS#8 format (`ssh-keygen -p` and `puttygen -O private-openssh` write it)",
+        )),
     }
 }
 
@@ -49,9 +54,10 @@ pub(super) async fn login(
     guest: &str,
 ) -> Result<(), ChannelError> {
     let handle = &mut connection.handle;
+    let sent = AtomicBool::new(false);
     let attempt = async {
         match (&access.login, key) {
-            (Login::Password(password), _) => with_password(handle, access, password, guest).await,
+            (Login::Password(password), _) => with_password(handle, access, password, guest, &sent).await,
             (Login::PrivateKey { .. }, Some(key)) => with_key(handle, access, key, guest).await,
             (Login::PrivateKey { .. }, None) => Err(refused(access, guest, "its private key was not read")),
         }
@@ -60,13 +66,19 @@ pub(super) async fn login(
         Ok(Err(error)) if error.kind == FailureKind::Unreachable => {
             // sshd says goodbye instead of *no* when its MaxAuthTries is used up by our one attempt.
             let goodbye = lock(&connection.seen).goodbye.take();
-            match goodbye {
-                Some(words) if words.to_lowercase().contains("auth") => Err(refused(access, guest, &words)),
-                Some(words) => Err(ChannelError { what: format!("{} ({words})", error.what), ..error }),
-                None => Err(error),
-            }
+            let error = match goodbye {
+                Some(words) if words.to_lowercase().contains("auth") => return Err(refused(access, guest, &words)),
+                Some(words) => ChannelError { what: format!("{} ({words})", error.what), ..error },
+                None => error,
+            };
+            Err(if sent.into_inner() { unanswered(access, &error.what) } else { error })
         }
         Ok(result) => result,
+        Err(_) if sent.load(Ordering::SeqCst) => {
+            let what =
+                format!("{guest} did not decide on the login of {} within {} s", access.user, LOGIN_LIMIT.as_secs());
+            Err(unanswered(access, &what))
+        }
         Err(_) => Err(ChannelError::new(
             Hop::Login,
             FailureKind::Unreachable,
@@ -98,6 +110,7 @@ async fn with_password(
     access: &GuestAccess,
     password: &SecretString,
     guest: &str,
+    sent: &AtomicBool,
 ) -> Result<(), ChannelError> {
     let methods = match handle.authenticate_none(&access.user).await {
         Ok(AuthResult::Success) => return Ok(()),
@@ -105,11 +118,12 @@ async fn with_password(
         Err(e) => return Err(lost(access, guest, &e.to_string())),
     };
     if methods.contains(&MethodKind::Password) {
+        sent.store(true, Ordering::SeqCst);
         let result = handle.authenticate_password(&access.user, password.expose_secret()).await;
         return judge(handle, result, access, guest, "the password");
     }
     if methods.contains(&MethodKind::KeyboardInteractive) {
-        return interactive(handle, access, password, guest).await;
+        return interactive(handle, access, password, guest, sent).await;
     }
     if handle.is_closed() {
         return Err(lost(access, guest, "it closed the connection"));
@@ -129,6 +143,7 @@ async fn interactive(
     access: &GuestAccess,
     password: &SecretString,
     guest: &str,
+    sent: &AtomicBool,
 ) -> Result<(), ChannelError> {
     let mut answered = false;
     let mut response = handle.authenticate_keyboard_interactive_start(&access.user, None).await;
@@ -146,6 +161,7 @@ async fn interactive(
             [] => vec![],
             [one] if !one.echo && !answered => {
                 answered = true;
+                sent.store(true, Ordering::SeqCst);
                 vec![password.expose_secret().to_string()]
             }
             others => {
@@ -198,5 +214,18 @@ fn lost(access: &GuestAccess, guest: &str, why: &str) -> ChannelError {
         FailureKind::Unreachable,
         format!("{guest} broke off during the login of {}: {why}", access.user),
         "see the guest's authentication log",
+    )
+}
+
+/// The password was sent and its answer stayed out.
+fn unanswered(access: &GuestAccess, what: &str) -> ChannelError {
+    ChannelError::new(
+        Hop::Login,
+        FailureKind::Unknown,
+        format!("{what}; the password was sent once, its outcome is unknown, and it is not tried again"),
+        format!(
+            "see the guest's authentication log (an account that is locked or expired ends like this); then set credential {} again, or test it with `lull vm test {}`",
+            access.credential, access.vm_name
+        ),
     )
 }

@@ -4,7 +4,6 @@
 
 use super::Run;
 use crate::failure::{self, Stop};
-use crate::guest_session::GuestSession;
 use crate::receipt::GuestLook;
 use crate::reporter::StepOutcome;
 use lull_engine::failover::FailureClass;
@@ -40,8 +39,10 @@ impl Run<'_> {
                 Undo::Receipt => {}
             }
         }
-        let refused = self.guest.as_ref().is_some_and(GuestSession::was_refused);
-        self.receipt(owed.contains(&Undo::Receipt) && !refused, &mut receipt).await;
+        // Who was refused at the door left nothing there; to make sure would be another attempt.
+        let entered = self.progress.done.contains(&Step::Deploy);
+        let refused = self.guest.as_ref().is_some_and(|guest| guest.refused().is_some());
+        self.receipt(owed.contains(&Undo::Receipt) && (entered || !refused), &mut receipt).await;
         receipt.thaw_confirmed = !still_to_run(&self.progress).contains(&Undo::Thaw);
         if let Some(guest) = &mut self.guest {
             guest.close().await;
@@ -146,6 +147,8 @@ impl Run<'_> {
     fn account(mut self, result: Result<(), Stop>, receipt: v1::Receipt) -> v1::Finished {
         let evidence = self.evidence();
         let inventory = self.guest.as_mut().and_then(|guest| guest.inventory.take());
+        let refused =
+            self.guest.as_ref().and_then(|guest| guest.refused()).map(ToString::to_string).unwrap_or_default();
         let (outcome, failure_json) = match &result {
             Ok(()) if self.reporter.has_warnings() => ("warning", String::new()),
             Ok(()) => ("success", String::new()),
@@ -159,6 +162,7 @@ impl Run<'_> {
             inventory_json: inventory.as_ref().map(json).unwrap_or_default(),
             restore_point: self.files.filter(|_| result.is_ok()),
             receipt: Some(receipt),
+            refused,
         }
     }
 }

@@ -77,6 +77,8 @@ pub struct Happening {
     pub outcome: Option<TaskOutcome>,
     /// Further writes.
     pub writes: Vec<Write>,
+    /// The guest refused the credential, or left the answer open: why. It rests from now on, however the task ended.
+    pub refused: Option<String>,
     /// Nothing was sent to the guest, so that a refusal among the events is an old one.
     pub nothing_sent: bool,
 }
@@ -130,6 +132,7 @@ impl Book {
             state = next.state;
             actions.extend(next.actions);
         }
+        actions.extend(happening.refused.map(|cause| Action::RestCredential { cause }));
         let outcome = happening.outcome.unwrap_or_else(|| open.row.outcome.clone());
         let warned: Vec<String> = happening.told.iter().filter_map(warning).cloned().collect();
         let mut writes: Vec<Write> = happening.told.into_iter().map(event).collect();
@@ -246,6 +249,13 @@ impl Book {
         if let Some(open) = self.pages.lock().await.tasks.get_mut(&task) {
             open.to_proxy = Some(to_proxy);
             open.credential_revision = credential_revision;
+        }
+    }
+
+    /// A recovery sends this revision of the credential.
+    pub async fn sends_credential(&self, task: Uuid, revision: u32) {
+        if let Some(open) = self.pages.lock().await.tasks.get_mut(&task) {
+            open.credential_revision = revision;
         }
     }
 

@@ -13,8 +13,9 @@ use crate::store::StoreError;
 use crate::store::sessions::TaskOutcome;
 use jiff::Timestamp;
 use lull_api::session::EventKind;
+use lull_engine::failover::FailureClass;
 use lull_engine::ids::ServerId;
-use lull_engine::session::{Hold, RecoveryPart, TaskEvent, TaskState};
+use lull_engine::session::{Hold, RecoveryPart, TaskEvent, TaskFailure, TaskState};
 use lull_engine::timeline::Step;
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::task_event::Event;
@@ -24,6 +25,30 @@ use uuid::Uuid;
 
 /// One attempt may take so long, beside an owed script; a proxy bounds each of its own steps.
 const ATTEMPT_MS_MAX: u64 = 600_000;
+
+/// Why a half is not paid yet.
+struct NotYet {
+    class: FailureClass,
+    cause: String,
+    /// Nothing was sent to the guest.
+    nothing_sent: bool,
+}
+
+impl NotYet {
+    fn new(class: FailureClass, cause: impl Into<String>) -> Self {
+        NotYet { class, cause: cause.into(), nothing_sent: false }
+    }
+}
+
+impl From<NoOrder> for NotYet {
+    fn from(no_order: NoOrder) -> Self {
+        let not_yet = match no_order {
+            NoOrder::Task(failure) => NotYet::new(failure.class, format!("{}; {}", failure.cause, failure.remedy)),
+            NoOrder::Store(error) => NotYet::new(FailureClass::Internal, error.to_string()),
+        };
+        NotYet { nothing_sent: true, ..not_yet }
+    }
+}
 
 /// Opens every session that an earlier run left open and tells its tasks; answers how many are being recovered.
 pub async fn reopen(server: &Arc<Server>) -> Result<u32, StoreError> {
@@ -58,8 +83,8 @@ async fn see_to_guest(
     hold: &Hold,
     epoch: u64,
     last_proxy: ServerId,
-) -> Result<Option<v1::Receipt>, String> {
-    let targets = order::targets(&server.store, &server.secrets, &open.row).await.map_err(cause)?;
+) -> Result<Option<v1::Receipt>, NotYet> {
+    let targets = order::targets(&server.store, &server.secrets, &open.row).await?;
     // Without guest processing nothing of ours was ever in the guest.
     let Some(guest) = targets.guest else { return Ok(None) };
     let order = v1::RecoverOrder {
@@ -68,25 +93,28 @@ async fn see_to_guest(
         post_script: owed_script(server, hold).await?,
         ..empty_order(open, epoch)
     };
+    server.book.sends_credential(open.row.id, targets.credential_revision).await;
     let receipt = attempt(server, open, last_proxy, order, targets.pinned.as_deref()).await?;
+    let not_yet = |cause: String| Err(NotYet::new(FailureClass::GuestSide, cause));
     let script_is_owed = |hold: Hold| hold.owed.post_script.is_some();
     if !receipt.guest_checked {
-        Err("the proxy could not look into the guest".to_string())
+        not_yet("the proxy could not look into the guest".into())
     } else if !receipt.left_in_guest.is_empty() {
-        Err(format!("still in the guest: {}", receipt.left_in_guest.join(", ")))
+        not_yet(format!("still in the guest: {}", receipt.left_in_guest.join(", ")))
     } else if still_recovering(server, open.row.id, epoch).await.is_some_and(|(_, hold)| script_is_owed(hold)) {
-        Err("the proxy did not run the post-thaw script".to_string())
+        not_yet("the proxy did not run the post-thaw script".into())
     } else {
         Ok(Some(receipt))
     }
 }
 
 /// The post-thaw script of the task whose pre-freeze script ran: this one, or the last one on this VM.
-async fn owed_script(server: &Arc<Server>, hold: &Hold) -> Result<Option<v1::OwedScript>, String> {
+async fn owed_script(server: &Arc<Server>, hold: &Hold) -> Result<Option<v1::OwedScript>, NotYet> {
     let Some(task) = hold.owed.post_script else { return Ok(None) };
-    let task = server.store.task(task.0).await.map_err(|error| error.to_string())?;
-    let work = task.map(|task| task.work).ok_or("the task whose post-thaw script is owed is not recorded any more")?;
-    let body = work.post_script().ok_or("the post-thaw script that is owed is not recorded any more")?;
+    let gone = |what: &str| NotYet::new(FailureClass::Gone, format!("{what} is not recorded any more"));
+    let task = server.store.task(task.0).await.map_err(NoOrder::from)?;
+    let work = task.map(|task| task.work).ok_or_else(|| gone("the task whose post-thaw script is owed"))?;
+    let body = work.post_script().ok_or_else(|| gone("the post-thaw script that is owed"))?;
     Ok(Some(v1::OwedScript { body: body.to_string(), timeout_ms: work.settings.scripts.linux.timeout_ms }))
 }
 
@@ -98,11 +126,12 @@ pub async fn sweep_hypervisor(server: &Arc<Server>, task: Uuid, epoch: u64, afte
     conclude(server, &open, &hold, epoch, RecoveryPart::Hypervisor, result).await;
 }
 
-async fn sweep(server: &Arc<Server>, open: &OpenTask, hold: &Hold, epoch: u64) -> Result<Option<v1::Receipt>, String> {
+async fn sweep(server: &Arc<Server>, open: &OpenTask, hold: &Hold, epoch: u64) -> Result<Option<v1::Receipt>, NotYet> {
     // Only a backup touches the hypervisor.
     let Some(backup) = &open.row.work.backup else { return Ok(None) };
-    let hypervisor = order::hypervisor(&server.store, &open.row).await.map_err(cause)?;
-    let bitmaps_owed = order::bitmaps_owed(&server.store, &open.row).await.map_err(|e| e.to_string())?;
+    let hypervisor = order::hypervisor(&server.store, &open.row).await?;
+    let bitmaps_owed = order::bitmaps_owed(&server.store, &open.row).await;
+    let bitmaps_owed = bitmaps_owed.map_err(NoOrder::from)?;
     let order = v1::RecoverOrder {
         hypervisor: Some(hypervisor),
         repository_dir: backup.repository_dir.clone(),
@@ -118,9 +147,10 @@ async fn sweep(server: &Arc<Server>, open: &OpenTask, hold: &Hold, epoch: u64) -
     if receipt.hypervisor_checked && receipt.left_in_hypervisor.is_empty() {
         Ok(Some(receipt))
     } else if receipt.hypervisor_checked {
-        Err(format!("still in the hypervisor: {}", receipt.left_in_hypervisor.join(", ")))
+        let left = receipt.left_in_hypervisor.join(", ");
+        Err(NotYet::new(FailureClass::Hypervisor, format!("still in the hypervisor: {left}")))
     } else {
-        Err("the proxy could not look into the hypervisor".to_string())
+        Err(NotYet::new(FailureClass::Hypervisor, "the proxy could not look into the hypervisor"))
     }
 }
 
@@ -148,7 +178,8 @@ async fn attempt(
     last_proxy: ServerId,
     order: v1::RecoverOrder,
     pinned: Option<&str>,
-) -> Result<v1::Receipt, String> {
+) -> Result<v1::Receipt, NotYet> {
+    let lost = |cause: String| NotYet::new(FailureClass::ProxyLost, cause);
     let online = |link: &&ProxyLink| link.health().online;
     let link = server
         .proxies
@@ -156,14 +187,14 @@ async fn attempt(
         .filter(online)
         .or_else(|| server.proxies.backup_server().filter(online))
         .or_else(|| server.proxies.all().find(online))
-        .ok_or("no proxy is online")?;
+        .ok_or_else(|| NotYet::new(FailureClass::ProxyUnreachable, "no proxy is online"))?;
     let limit_ms = ATTEMPT_MS_MAX + order.post_script.as_ref().map_or(0, |script| script.timeout_ms);
     let call = hear(server, open, link, order, pinned);
     tokio::select! {
         result = tokio::time::timeout(Duration::from_millis(limit_ms), call) => {
-            result.unwrap_or_else(|_| Err(format!("it took longer than {} s", limit_ms / 1_000)))
+            result.unwrap_or_else(|_| Err(lost(format!("it took longer than {} s", limit_ms / 1_000))))
         }
-        () = link.offline() => Err(format!("the heartbeat of {} stopped", link.server.name)),
+        () = link.offline() => Err(lost(format!("the heartbeat of {} stopped", link.server.name))),
     }
 }
 
@@ -173,14 +204,16 @@ async fn hear(
     link: &ProxyLink,
     order: v1::RecoverOrder,
     pinned: Option<&str>,
-) -> Result<v1::Receipt, String> {
-    let broke = |status: tonic::Status| format!("{}: {}", link.server.name, status.message());
+) -> Result<v1::Receipt, NotYet> {
+    let lost = |cause: String| NotYet::new(FailureClass::ProxyLost, cause);
+    let broke = |status: tonic::Status| lost(format!("{}: {}", link.server.name, status.message()));
+    let mut pinned = pinned.map(str::to_string);
     let epoch = order.epoch;
     let mut stream = link.client().recover(order).await.map_err(broke)?.into_inner();
     loop {
         let mut events = Vec::new();
         let told = match stream.message().await.map_err(broke)?.and_then(|message| message.event) {
-            None => return Err(format!("{} ended the recovery without saying how", link.server.name)),
+            None => return Err(lost(format!("{} ended the recovery without saying how", link.server.name))),
             Some(Event::Finished(end)) => return finished(end),
             Some(Event::StepStarted(v1::StepStarted { step, detail })) => EventKind::StepStarted { step, detail },
             Some(Event::StepEnded(ended)) => {
@@ -195,7 +228,9 @@ async fn hear(
             Some(Event::Thawed(thawed)) => EventKind::Thawed { window_us: thawed.window_us, no_gap: thawed.no_gap },
             Some(Event::HostKeySeen(seen)) => {
                 // A changed key must be known, or nobody could accept it.
-                record(server, open.row.id, report::host_key(open.row.vm, pinned, seen)).await;
+                let fingerprint = seen.key.as_ref().map(|key| key.fingerprint.clone());
+                record(server, open.row.id, report::host_key(open.row.vm, pinned.as_deref(), seen)).await;
+                pinned = pinned.or(fingerprint);
                 continue;
             }
             Some(Event::Progress(_) | Event::HoldReady(_) | Event::Frozen(_)) => continue,
@@ -204,12 +239,13 @@ async fn hear(
     }
 }
 
-fn finished(end: v1::Finished) -> Result<v1::Receipt, String> {
+fn finished(end: v1::Finished) -> Result<v1::Receipt, NotYet> {
+    let internal = |cause: String| NotYet::new(FailureClass::Internal, cause);
     match end.outcome.as_str() {
-        "success" | "warning" => end.receipt.ok_or_else(|| "the proxy sent no receipt".to_string()),
-        _ => Err(match serde_json::from_str::<lull_engine::session::TaskFailure>(&end.failure_json) {
-            Ok(failure) => failure.to_string(),
-            Err(_) => format!("the proxy's recovery ended as {}", end.outcome),
+        "success" | "warning" => end.receipt.ok_or_else(|| internal("the proxy sent no receipt".into())),
+        _ => Err(match serde_json::from_str::<TaskFailure>(&end.failure_json) {
+            Ok(failure) => NotYet::new(failure.class, failure.to_string()),
+            Err(_) => internal(format!("the proxy's recovery ended as {}", end.outcome)),
         }),
     }
 }
@@ -221,7 +257,7 @@ async fn conclude(
     hold: &Hold,
     epoch: u64,
     part: RecoveryPart,
-    result: Result<Option<v1::Receipt>, String>,
+    result: Result<Option<v1::Receipt>, NotYet>,
 ) {
     let (words, done) = match part {
         RecoveryPart::Guest => ("the guest is thawed and swept", TaskEvent::GuestRecovered { epoch }),
@@ -237,12 +273,15 @@ async fn conclude(
             let outcome = Some(merged(known.unwrap_or_default(), part, receipt));
             Happening { told: vec![note("info", words.into())], outcome, ..Happening::event(done) }
         }
-        Err(cause) => {
-            let mut told = vec![note("warning", format!("not yet: {words}: {cause}"))];
+        Err(NotYet { class, cause, nothing_sent }) => {
+            // A credential that was refused is not sent again: this was the last word on it.
+            let not = if class == FailureClass::RefusedCredential { "not, and not tried again" } else { "not yet" };
+            let mut told = vec![note("warning", format!("{not}: {words}: {cause}"))];
             if part == RecoveryPart::Guest && hold.owed.frozen {
                 told.push(note("warning", thaw_by_hand(&open.row.vm_name)));
             }
-            Happening { told, ..Happening::event(TaskEvent::RecoveryFailed { epoch, part, cause }) }
+            let failed = TaskEvent::RecoveryFailed { epoch, part, class, cause };
+            Happening { told, nothing_sent, ..Happening::event(failed) }
         }
     };
     record(server, open.row.id, happening).await;
@@ -263,11 +302,4 @@ fn merged(mut outcome: TaskOutcome, part: RecoveryPart, receipt: v1::Receipt) ->
         }
     }
     outcome
-}
-
-fn cause(no_order: NoOrder) -> String {
-    match no_order {
-        NoOrder::Task(failure) => format!("{}; {}", failure.cause, failure.remedy),
-        NoOrder::Store(error) => error.to_string(),
-    }
 }

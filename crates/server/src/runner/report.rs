@@ -32,6 +32,8 @@ pub struct Heard {
     pub snapshot_at: Option<Timestamp>,
     /// The guest is at rest for a caller's command.
     pub hold_ready: bool,
+    /// Fingerprint of the host key that was pinned by this call.
+    pub pinned: Option<String>,
 }
 
 /// What went out with the order, as far as the answers depend on it.
@@ -83,7 +85,11 @@ pub fn happening(task: &TaskRow, sent: &Sent, heard: &mut Heard, event: Event, n
             happening.told.push(EventKind::Note { level: note.level, text: note.text });
         }
         Event::HostKeySeen(seen) => {
-            happening = host_key(task.vm, sent.pinned.as_deref(), seen);
+            let pinned = sent.pinned.as_deref().or(heard.pinned.as_deref());
+            happening = host_key(task.vm, pinned, seen.clone());
+            if pinned.is_none() {
+                heard.pinned = seen.key.map(|key| key.fingerprint);
+            }
         }
         Event::HoldReady(ready) => {
             heard.hold_ready = true;
@@ -166,6 +172,7 @@ pub fn finished(
     let report = ProxyReport::Finished { ending, owed };
     happening.events.push(TaskEvent::Report { epoch: sent.epoch, report });
     happening.outcome = Some(outcome);
+    happening.refused = Some(end.refused).filter(|cause| !cause.is_empty());
     happening
 }
 
@@ -309,8 +316,9 @@ fn doubts(asked: ApplicationAware, assessment: &Assessment) -> Vec<String> {
 /// What the proxy says about what it left, and what follows from what it was not asked for.
 fn account(sent: &Sent, ending: &Ending, receipt: Option<&v1::Receipt>) -> FinalAccount {
     let clean = |checked: bool, left: &[String]| checked && left.is_empty();
-    // Who was refused never got so far as to put anything there; to make sure would be a second attempt.
-    let refused = matches!(ending, Ending::Failed { failure } if failure.class == FailureClass::RefusedCredential);
+    // Who was refused at the door never got so far as to put anything there; to make sure would be a second attempt.
+    let refused = matches!(ending, Ending::Failed { failure }
+        if failure.class == FailureClass::RefusedCredential && failure.step <= Some(Step::Deploy));
     FinalAccount {
         guest_clean: !sent.guest || refused || receipt.is_some_and(|r| clean(r.guest_checked, &r.left_in_guest)),
         hypervisor_clean: !sent.hypervisor

@@ -43,6 +43,10 @@ pub struct Script {
     pub script_outcome: &'static str,
     /// The task fails inside the window and its proxy cannot say that the guest is thawed; the guest looks clean.
     pub thaw_unconfirmed: bool,
+    /// What kind of failure that is, where it is not the guest being out of reach.
+    pub recoveries_fail_with: Option<FailureClass>,
+    /// The task ends well, but a later login was refused.
+    pub refused: String,
     /// A hold ends when nobody renewed it for so long.
     pub hold_silence_ms: u64,
 }
@@ -221,7 +225,8 @@ impl Proxy for Fake {
             ..Default::default()
         };
         let end = if fails {
-            failed(Step::Connect, FailureClass::GuestUnreachable)
+            let class = self.script.lock().unwrap().recoveries_fail_with;
+            failed(Step::Connect, class.unwrap_or(FailureClass::GuestUnreachable))
         } else {
             v1::Finished { outcome: "success".into(), receipt: Some(receipt), ..Default::default() }
         };
@@ -395,6 +400,7 @@ impl Fake {
                 }
             }),
             receipt: Some(receipt),
+            refused: up.script.refused.clone(),
             ..Default::default()
         })
     }

@@ -6,6 +6,7 @@ use crate::harness::{Place, Server, furnish};
 use lull_api::infrastructure::{AcceptHostKey, RestorePoint, Vm};
 use lull_api::job::GuestSettings;
 use lull_api::session::Session;
+use lull_engine::failover::FailureClass;
 use std::sync::atomic::Ordering;
 
 /// Events of a whole task in the fake's script, its end included.
@@ -135,4 +136,37 @@ async fn a_host_key_that_a_recovery_meets_can_be_accepted() {
     let accept = AcceptHostKey { fingerprint: "SHA256:second".into() };
     let vm: Vm = server.client.post("/vms/db/accept-host-key", &accept).await.unwrap();
     assert_eq!(vm.host_key.as_deref(), Some("SHA256:second"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recovery_that_is_refused_logs_in_once_and_says_what_stays_owed() {
+    let place = Place::new();
+    let fake = Fake::embedded();
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    furnish(&server, &place, &["db"], GuestSettings::default()).await;
+    fake.set(|script| script.hang_after = Some(12));
+    let id = server.run("j").await.summary.id;
+    server.until(id, "it is frozen", |s| s.tasks[0].steps.iter().any(|step| step.step == "freeze")).await;
+    server.kill().await;
+    fake.set(|script| {
+        script.hang_after = None;
+        script.recoveries_fail = 100;
+        script.recoveries_fail_with = Some(FailureClass::RefusedCredential);
+    });
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    let session = server
+        .until(id, "the login is refused", |s| s.tasks[0].notes.iter().any(|n| n.contains("not tried again")))
+        .await;
+    // The hypervisor's half is refused by the same knob; it logs in nowhere.
+    let logins = || fake.recoveries().iter().filter(|r| r.guest.is_some()).count();
+    assert_eq!(logins(), 1, "{session:#?}");
+    let session = server.finished(id).await;
+    let notes = &session.tasks[0].notes;
+    assert!(notes.iter().any(|note| note.contains("the next task on this VM sweeps it")), "{notes:?}");
+    assert!(notes.iter().any(|note| note.contains("fsfreeze --unfreeze")), "{notes:?}");
+    // It rests: neither the next run nor the same one after a restart sends it again.
+    let session = server.finished(server.run("j").await.summary.id).await;
+    let text = &session.tasks[0].failure.as_ref().unwrap().text;
+    assert!(text.contains("was not tried"), "{text}");
+    assert_eq!((logins(), fake.orders().len()), (1, 1));
 }

@@ -221,6 +221,21 @@ async fn a_receipt_that_finds_something_is_swept_before_the_task_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_login_refused_late_in_a_task_is_not_followed_by_another() {
+    let (_place, fake, server) = one_vm().await;
+    fake.set(|script| {
+        script.left_in_guest = vec!["/run/lull-x".into()];
+        script.refused = "login: db refuses the login of root".into();
+    });
+    let session = server.finished(server.run("j").await.summary.id).await;
+    assert_eq!(session.tasks[0].result.as_deref(), Some("warning"), "{session:#?}");
+    assert!(session.tasks[0].restore_point.is_some());
+    assert_eq!(fake.recoveries().iter().filter(|r| r.guest.is_some()).count(), 0, "it would log in again");
+    let credential: Credential = server.client.get("/credentials/c").await.unwrap();
+    assert_eq!(credential.refused_by, ["db"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn cancelling_brings_the_guest_back_and_a_second_cancel_says_so() {
     let (_place, fake, server) = one_vm().await;
     for hang_after in [1, 7, 12, 20] {
