@@ -53,18 +53,28 @@ pub fn postgres(world: &mut World) {
     down(world);
 }
 
-/// A stopped server has nothing to bring to rest; the level says so and is no better than that.
+/// A server that ought to run and does not cannot be brought to rest: it is named, and as the job says the level is no better
+/// than that, or the hold fails.
 fn down(world: &World) {
-    world.guest.ssh(&format!("{DATA} cd /; {AS_OWNER} $B/pg_ctl -s -m fast -D $D stop"));
+    // Known to the guest's packages, as on every Debian that was installed in the ordinary way.
+    world.guest.ssh(&format!(
+        "{DATA} E=/etc/postgresql/$(cat $D/PG_VERSION)/main; mkdir -p $E; echo auto >$E/start.conf; \
+         echo \"data_directory = '$D'\" >$E/postgresql.conf; cd /; {AS_OWNER} $B/pg_ctl -s -m fast -D $D stop"
+    ));
+    let required = quiesce(world, &[], &["true"]);
     let outcome = quiesce(world, &["--application-aware", "try"], &["true"]);
+    let data = world.guest.ssh(&format!("{DATA} echo $D"));
     world.guest.ssh(&format!(
         "{DATA} cd /; {AS_OWNER} $B/pg_ctl -s -w -l /var/log/postgresql/postgresql.log -D $D start >/dev/null 2>&1"
     ));
+    world.guest.ssh("rm -r /etc/postgresql");
+    assert_eq!(required.code, 125, "{required:?}");
+    assert_says(&required.words(), &["at an application", "postgresql", &data, "ought to run and does not"]);
     assert_eq!(outcome.code, 0, "{outcome:?}");
     let verdict: Value = outcome.json();
     assert_eq!(verdict["level"], "file-system", "{verdict}");
     let session = world.session(world.newest_session());
-    assert!(!task(&session).level_reasons.is_empty(), "{session:#?}");
+    assert_says(&task(&session).level_reasons.join(" "), &["postgresql", &data, "was not running"]);
     // And it is found again.
     let verdict: Value = quiesce(world, &[], &["true"]).ok().json();
     assert_eq!(verdict["level"], "application", "{verdict}");
