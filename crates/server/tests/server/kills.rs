@@ -162,11 +162,12 @@ async fn a_recovery_that_is_refused_logs_in_once_and_says_what_stays_owed() {
     assert_eq!(logins(), 1, "{session:#?}");
     let session = server.finished(id).await;
     let notes = &session.tasks[0].notes;
-    assert!(notes.iter().any(|note| note.contains("the next task on this VM sweeps it")), "{notes:?}");
+    assert!(notes.iter().any(|note| note.contains("the next task on this VM sees to it first")), "{notes:?}");
     assert!(notes.iter().any(|note| note.contains("fsfreeze --unfreeze")), "{notes:?}");
-    // It rests: neither the next run nor the same one after a restart sends it again.
+    // It rests: the next run would first have to see to what is owed, and does not send it again.
     let session = server.finished(server.run("j").await.summary.id).await;
     let text = &session.tasks[0].failure.as_ref().unwrap().text;
-    assert!(text.contains("was not tried"), "{text}");
+    assert!(text.contains("what an earlier task left could not be undone"), "{text}");
+    assert!(session.tasks[0].notes.iter().any(|note| note.contains("was not tried")), "{session:#?}");
     assert_eq!((logins(), fake.orders().len()), (1, 1));
 }
