@@ -138,6 +138,9 @@ pub struct Hold {
     /// The earlier task whose debts this one paid before it began.
     #[serde(default)]
     pub paid_for: Option<TaskId>,
+    /// The step at which the backup server was stopped: a password that was being tried then may have been refused.
+    #[serde(default)]
+    pub cut_at: Option<Step>,
 }
 
 /// What an earlier task on the VM left, as far as the next one must undo it before it begins: another freeze would fail on a

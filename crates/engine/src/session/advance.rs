@@ -77,6 +77,7 @@ fn while_waiting(state: &TaskState, event: &TaskEvent, now: Timestamp) -> Result
                 restore_point: None,
                 post_script: *post_script,
                 paid_for: *paid_for,
+                cut_at: None,
             };
             if let Some(left) = left.as_ref().filter(|left| left.is_due(state)) {
                 (hold.epoch, hold.owed, hold.paid_for) = (*epoch, left.owed.clone(), Some(left.by));
@@ -183,6 +184,7 @@ fn while_held(
                 remedy: "run it again".into(),
                 class: FailureClass::ServerRestarted,
             };
+            hold.cut_at = Some(at.map_or(Step::Connect, |(step, _)| step));
             let then = after_interruption(&hold, failure, false);
             leave(hold, then, now, &mut actions)
         }
@@ -310,6 +312,8 @@ fn while_recovering(state: &TaskState, event: &TaskEvent, now: Timestamp) -> Res
             then = match then {
                 AfterRecovery::Failover { failure } => AfterRecovery::Close { ending: Ending::Failed { failure } },
                 AfterRecovery::Begin { last_failure, .. } => {
+                    // Of this task, that recovery was the first to log in.
+                    hold.cut_at = Some(Step::Connect);
                     let failure = last_failure.unwrap_or_else(stopped_before_it_began);
                     AfterRecovery::Close { ending: Ending::Failed { failure } }
                 }

@@ -63,6 +63,13 @@ impl Task {
         }
     }
 
+    fn cut_at(&self) -> Option<Step> {
+        match &self.state {
+            TaskState::Recovering { hold, .. } => hold.cut_at,
+            other => panic!("{} is not recovering", other.name()),
+        }
+    }
+
     fn report(&mut self, report: ProxyReport) {
         let epoch = self.epoch();
         self.send(TaskEvent::Report { epoch, report });
@@ -284,6 +291,21 @@ fn a_restarted_server_thaws_and_sweeps_before_it_closes_the_task_with_the_truth(
             )
         );
     }
+}
+
+#[test]
+fn a_restart_remembers_at_which_step_a_password_may_have_been_tried() {
+    for step in Step::ALL {
+        let mut task = Task::running(step);
+        task.send(TaskEvent::ServerRestarted);
+        assert_eq!(task.cut_at(), Some(step));
+        // The recovery that is cut says nothing new: it logged in with what this task knew of.
+        task.send(TaskEvent::ServerRestarted);
+        assert_eq!(task.cut_at(), Some(step));
+    }
+    let mut lost = Task::running(Step::Copy);
+    lost.send(TaskEvent::ProxyLost { epoch: 1, cause: "silent".into() });
+    assert_eq!(lost.cut_at(), None);
 }
 
 #[test]

@@ -87,6 +87,9 @@ async fn see_to_guest(
     let targets = order::targets(&server.store, &server.secrets, &open.row).await?;
     // Without guest processing nothing of ours was ever in the guest.
     let Some(guest) = targets.guest else { return Ok(None) };
+    if let Some(cause) = hold.cut_at.and_then(|step| unanswered(&guest, step)) {
+        return Err(NotYet { nothing_sent: true, ..NotYet::new(FailureClass::RefusedCredential, cause) });
+    }
     let order = v1::RecoverOrder {
         guest: Some(guest),
         maybe_frozen: hold.owed.frozen,
@@ -106,6 +109,24 @@ async fn see_to_guest(
     } else {
         Ok(Some(receipt))
     }
+}
+
+/// The password whose answer nobody heard, because the server was stopped at this step: one that was refused must not be
+/// sent a second time, and this early nothing that lives longer than its connection was begun in the guest.
+fn unanswered(guest: &v1::GuestTarget, cut_at: Step) -> Option<String> {
+    use v1::credential::Login;
+    let credential = guest.credential.as_ref()?;
+    let elevation = credential.elevation.as_ref().is_some_and(|elevation| !elevation.password.is_empty());
+    let password = match credential.login {
+        Some(Login::Password(_)) if cut_at <= Step::Connect => "its password",
+        _ if elevation && cut_at <= Step::Deploy => "its password for root's rights",
+        _ => return None,
+    };
+    let v1::Credential { name, user, .. } = credential;
+    Some(format!(
+        "the backup server was stopped while credential {name} (account {user}) was being tried, so nobody knows whether \
+         {password} was refused; only the next task sends it again"
+    ))
 }
 
 /// The post-thaw script of the task whose pre-freeze script ran: this one, or the last one on this VM.

@@ -3,7 +3,7 @@
 
 use crate::fake::Fake;
 use crate::harness::{Place, Server, furnish};
-use lull_api::infrastructure::{AcceptHostKey, RestorePoint, Vm};
+use lull_api::infrastructure::{AcceptHostKey, CredentialChange, RestorePoint, Vm};
 use lull_api::job::GuestSettings;
 use lull_api::session::Session;
 use lull_engine::failover::FailureClass;
@@ -18,6 +18,9 @@ async fn killed_after_any_event_the_task_is_recovered_and_closed_with_the_truth(
     let fake = Fake::embedded();
     let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
     furnish(&server, &place, &["db"], GuestSettings::default()).await;
+    let private_key = Some("-----BEGIN OPENSSH PRIVATE KEY-----\n".to_string());
+    let key = CredentialChange { private_key, ..Default::default() };
+    let _: serde_json::Value = server.client.patch("/credentials/c", &key).await.unwrap();
     server.stop().await.unwrap();
     for hang_after in 0..EVENTS {
         killed_after(&place, &fake, hang_after).await;
@@ -65,6 +68,32 @@ async fn killed_after(place: &Place, fake: &Fake, hang_after: usize) {
         assert!(!left.load(Ordering::SeqCst), "after {hang_after} events the guest is still {what}");
     }
     server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_a_password_is_tried_only_the_next_task_sends_it_again() {
+    let place = Place::new();
+    let fake = Fake::embedded();
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    furnish(&server, &place, &["db"], GuestSettings::default()).await;
+    // The login has begun, and no answer came.
+    fake.set(|script| script.hang_after = Some(1));
+    let id = server.run("j").await.summary.id;
+    server.until(id, "it logs in", |s| !s.tasks[0].steps.is_empty()).await;
+    server.kill().await;
+
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    let session = server.finished(id).await;
+    let logins = || fake.recoveries().iter().filter(|r| r.guest.is_some()).count();
+    assert_eq!(logins(), 0, "{session:#?}");
+    let told = |words: &str| session.tasks[0].notes.iter().any(|note| note.contains(words));
+    assert!(told("nobody knows whether its password was refused"), "{session:#?}");
+    assert!(told("the next task on this VM sees to it first"), "{session:#?}");
+    // It was not refused as far as anybody knows, so it does not rest.
+    fake.set(|script| script.hang_after = None);
+    let session = server.finished(server.run("j").await.summary.id).await;
+    assert_eq!(session.summary.result.as_deref(), Some("success"), "{session:#?}");
+    assert_eq!(logins(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,7 +184,7 @@ async fn a_recovery_that_is_refused_logs_in_once_and_says_what_stays_owed() {
     });
     let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
     let session = server
-        .until(id, "the login is refused", |s| s.tasks[0].notes.iter().any(|n| n.contains("not tried again")))
+        .until(id, "the login is refused", |s| s.tasks[0].notes.iter().any(|n| n.contains("not tried again: the guest")))
         .await;
     // The hypervisor's half is refused by the same knob; it logs in nowhere.
     let logins = || fake.recoveries().iter().filter(|r| r.guest.is_some()).count();
