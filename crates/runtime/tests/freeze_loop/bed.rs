@@ -77,6 +77,7 @@ impl Bed {
             "set -e; cd {0}; mkdir m; mount -o loop root.img m
              mount -t proc proc m/proc; mount -t sysfs sysfs m/sys; mount -t cgroup2 cgroup2 m/sys/fs/cgroup; mount -t devtmpfs dev m/dev
              mount -t tmpfs -o mode=755 tmpfs m/run
+             echo 0 >rcu_expedited; mount --bind rcu_expedited m/sys/kernel/rcu_expedited
              mount -o loop data.img m/data; mkdir -p m/data/nested m/data/sub; mount -o loop nested.img m/data/nested
              mount --bind m/data/sub m/bind; {slow_mount}
              truncate -s 32M m/data/inner.img; mkfs.ext4 -q -F m/data/inner.img; mount -o loop m/data/inner.img m/inner
@@ -140,6 +141,11 @@ impl Bed {
             })
         };
         command
+    }
+
+    /// The kernel's switch for hurried grace periods, which the host has for itself.
+    pub fn grace_periods(&self) -> String {
+        std::fs::read_to_string(self.path("/sys/kernel/rcu_expedited")).unwrap().trim().to_string()
     }
 
     /// A cgroup of its own, as a login session has: its folder in the host.
@@ -224,6 +230,9 @@ impl Bed {
                 self.processes().iter().map(|(pid, name)| format!("process {name} ({pid})")).collect();
             let run = std::fs::read_dir(self.path("/run")).unwrap().flatten();
             left.extend(run.map(|entry| format!("file /run/{}", entry.file_name().to_string_lossy())));
+            if self.grace_periods() != "0" {
+                left.push("the kernel's grace periods in a hurry".into());
+            }
             if left.is_empty() || Instant::now() > give_up {
                 return left;
             }

@@ -81,6 +81,25 @@ fn one_component_freezes_again_and_again() {
 }
 
 #[test]
+fn grace_periods_hurry_while_a_freeze_is_armed_and_no_longer() {
+    let bed = Bed::new();
+    let mut component = start(&bed);
+    component.arm(1, 5_000, 30_000);
+    assert_eq!(bed.grace_periods(), "1");
+    component.freeze(1);
+    component.thaw(1);
+    component.status();
+    assert_eq!(bed.grace_periods(), "0");
+    // Somebody else's hurry stays theirs.
+    std::fs::write(bed.path("/sys/kernel/rcu_expedited"), "1\n").unwrap();
+    component.arm(2, 5_000, 30_000);
+    component.freeze(2);
+    component.thaw(2);
+    component.bye();
+    assert_eq!(bed.grace_periods(), "1");
+}
+
+#[test]
 fn a_plan_that_holds_a_forbidden_superblock_is_refused() {
     let bed = Bed::new();
     let path = deploy(&bed);
