@@ -79,9 +79,12 @@ const CASES: &[Case] = &[
     (Victim::Qmp, "copy", Fault::Cut),
 ];
 
+/// Victim, step and fault in the table's words, and the scenario.
+type Other = (&'static str, Step, &'static str, fn(&mut World));
+
 /// Bad luck in which nobody dies; scenarios of their own, which assert what becomes of them.
-const OTHERS: &[(&str, Step, &str, fn(&mut World))] =
-    &[("-", "freeze", "EBUSY", hold::frozen_by_somebody_else), ("repository", "copy", "full", repository::full)];
+const OTHERS: [Other; 2] =
+    [("-", "freeze", "EBUSY", hold::frozen_by_somebody_else), ("repository", "copy", "full", repository::full)];
 
 /// After this the snapshot itself is given up: 10 s; and a second for a write to get through and be told.
 const SILENT_THAW_WITHIN: Duration = Duration::from_secs(10 + 1 + 1);
@@ -113,7 +116,7 @@ pub fn play(world: &mut World) {
     world.lull(&["credential", "remove", "ops"]);
     world.lull(&["credential", "add", "ops", "--user", "ops", "--sudo-nopasswd", "--key", &key]).ok();
     let mut bed = Bed { relay: Relay::before(&world.guest), wire, shell: world.guest.shell() };
-    let mut rows: Vec<(Case, Result<Outcome, String>)> = Vec::new();
+    let mut rows: Vec<Row> = Vec::new();
     for case in CASES {
         let (victim, step, fault) = case;
         println!("   {victim:?} at {step}, {fault:?}");
@@ -123,7 +126,7 @@ pub fn play(world: &mut World) {
             world.lull(&["vm", "set", VM, "--connect", &bed.wire.address]).ok();
             bed.shell = world.guest.shell();
         }
-        rows.push((*case, played.map_err(|panic| message(&*panic))));
+        rows.push(Row { words: words(*case), outcome: played.map_err(|panic| message(&*panic)) });
     }
     drop(bed);
     world.lull(&["job", "remove", "matrix"]).ok();
@@ -131,7 +134,7 @@ pub fn play(world: &mut World) {
     let connect = world.address();
     world.lull(&["vm", "set", VM, "--connect", &connect]).ok();
     world.lull(&["credential", "remove", "ops"]).ok();
-    let others = OTHERS.iter().map(|(victim, step, fault, play)| {
+    for (victim, step, fault, play) in OTHERS {
         println!("   {victim} at {step}, {fault}");
         let played = catch_unwind(AssertUnwindSafe(|| {
             play(world);
@@ -141,19 +144,23 @@ pub fn play(world: &mut World) {
             world.reset();
         }
         let outcome = played.map(|()| (None, "refused or failed as it should, nothing left".to_string()));
-        ((*victim, *step, *fault), outcome.map_err(|panic| message(&*panic)))
-    });
-    let others: Vec<_> = others.collect();
-    let rows: Vec<_> = rows.into_iter().map(|(case, outcome)| (words(case), outcome)).collect();
-    let rows: Vec<_> = rows.iter().map(|((v, s, f), o)| ((v.as_str(), *s, *f), o)).collect();
-    let rows: Vec<_> = rows.into_iter().chain(others.iter().map(|(names, outcome)| (*names, outcome))).collect();
+        let words = (victim.to_string(), step, fault);
+        rows.push(Row { words, outcome: outcome.map_err(|panic| message(&*panic)) });
+    }
     print(&rows);
-    let failed: Vec<_> = rows.iter().filter(|row| row.1.is_err()).map(|row| row.0).collect();
+    let failed: Vec<_> = rows.iter().filter(|row| row.outcome.is_err()).map(|row| &row.words).collect();
     assert!(failed.is_empty(), "failed: {failed:?}");
 }
 
-/// A case in a table's words.
-fn words((victim, step, fault): Case) -> (String, Step, &'static str) {
+/// Victim, step and fault in the table's words.
+type Words = (String, Step, &'static str);
+
+struct Row {
+    words: Words,
+    outcome: Result<Outcome, String>,
+}
+
+fn words((victim, step, fault): Case) -> Words {
     let fault = match fault {
         Fault::Kill => "SIGKILL",
         Fault::Stop => "SIGSTOP",
@@ -164,9 +171,9 @@ fn words((victim, step, fault): Case) -> (String, Step, &'static str) {
     (format!("{victim:?}").to_lowercase(), step, fault)
 }
 
-fn print(rows: &[((&str, Step, &str), &Result<Outcome, String>)]) {
+fn print(rows: &[Row]) {
     println!("   {:<10} {:<11} {:<12} {:>12}  result", "victim", "step", "fault", "to thaw (ms)");
-    for ((victim, step, fault), outcome) in rows {
+    for Row { words: (victim, step, fault), outcome } in rows {
         let (thawed, told) = match outcome {
             Ok((Some(thawed), told)) => (thawed.as_millis().to_string(), told.as_str()),
             Ok((None, told)) => ("-".into(), told.as_str()),
@@ -232,7 +239,8 @@ fn stops_at(bed: &mut Bed, (victim, step, fault): Case) -> Option<Held> {
         ("quiesce", ..) => drop(bed.shell.ask("kill -STOP $(pgrep -f '[p]ostgres: checkpointer')")),
         (FROZEN, Victim::Qmp, Fault::AnswersLost) => return Some(bed.relay.hold(At::AnswersLost, "transaction")),
         (FROZEN, ..) => return Some(bed.relay.hold(At::Before, "transaction")),
-        ("inventory", Victim::Qmp | Victim::Channel, _) => return Some(bed.relay.hold(At::After, "blockdev-add")),
+        ("inventory", Victim::Qmp, _) => return Some(bed.relay.hold(At::After, "blockdev-add")),
+        ("inventory", Victim::Channel, _) => return Some(bed.relay.hold(At::Before, "blockdev-add")),
         ("copy", Victim::Qmp, _) => return Some(bed.relay.hold(At::AnswersLost, "blockdev-backup")),
         _ => {}
     }
