@@ -10,6 +10,7 @@ mod faults;
 mod figures;
 mod full_backup;
 mod guest;
+mod increments;
 mod killed;
 mod refused;
 mod storage;
