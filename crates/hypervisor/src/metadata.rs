@@ -21,7 +21,7 @@ pub const FILE_NAME: &str = "restore-point.json";
 /// The version this program writes and the newest it reads.
 pub const VERSION: u32 = 2;
 /// Longest description that is read, in bytes. One with 100 disks takes some 60 KB.
-const BYTES_MAX: u64 = 1 << 20;
+pub(crate) const BYTES_MAX: u64 = 1 << 20;
 
 /// Whether a restore point stands alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

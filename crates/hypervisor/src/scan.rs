@@ -13,6 +13,8 @@ use crate::metadata;
 
 /// Most folders that are looked into, in all; a repository with more is read as far as that.
 pub const FOLDERS_MAX: usize = 1_000_000;
+/// Most bytes of descriptions that are read and kept, in all.
+pub const DESCRIPTIONS_BYTES_MAX: u64 = 256 << 20;
 /// Most things that are not ours that are named.
 pub const STRANGERS_MAX: usize = 1_000;
 
@@ -43,7 +45,7 @@ pub struct ScanReport {
     pub strangers: Vec<Stranger>,
     /// Strangers that are not named.
     pub more_strangers: usize,
-    /// There are more than [`FOLDERS_MAX`] folders: the rest was not looked at.
+    /// There are more than [`FOLDERS_MAX`] folders or [`DESCRIPTIONS_BYTES_MAX`]: the rest was not looked at.
     pub cut_short: bool,
 }
 
@@ -52,15 +54,20 @@ pub struct ScanReport {
 /// # Errors
 /// If the repository itself cannot be listed. What cannot be read further down is a stranger.
 pub fn scan(repository_dir: &Path) -> io::Result<ScanReport> {
-    scan_up_to(repository_dir, FOLDERS_MAX)
+    scan_up_to(repository_dir, Left { folders: FOLDERS_MAX, bytes: DESCRIPTIONS_BYTES_MAX })
 }
 
-fn scan_up_to(repository_dir: &Path, folders_max: usize) -> io::Result<ScanReport> {
+/// How much may still be looked at.
+struct Left {
+    folders: usize,
+    bytes: u64,
+}
+
+fn scan_up_to(repository_dir: &Path, mut left: Left) -> io::Result<ScanReport> {
     let mut report = ScanReport::default();
-    let mut left = folders_max;
     for vm_dir in report.folders(repository_dir, &mut left)? {
         match report.folders(&vm_dir, &mut left) {
-            Ok(dirs) => report.scan_vm(dirs),
+            Ok(dirs) => report.scan_vm(dirs, &mut left),
             Err(e) => report.stranger(vm_dir, format!("it cannot be listed ({e})")),
         }
     }
@@ -69,17 +76,17 @@ fn scan_up_to(repository_dir: &Path, folders_max: usize) -> io::Result<ScanRepor
 
 impl ScanReport {
     /// The folders in a folder, sorted; whatever else is in it is a stranger.
-    fn folders(&mut self, dir: &Path, left: &mut usize) -> io::Result<Vec<PathBuf>> {
+    fn folders(&mut self, dir: &Path, left: &mut Left) -> io::Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
             if !entry.file_type()?.is_dir() {
                 self.stranger(entry.path(), "it is no folder".into());
-            } else if *left == 0 {
+            } else if left.folders == 0 {
                 self.cut_short = true;
                 break;
             } else {
-                *left -= 1;
+                left.folders -= 1;
                 found.push(entry.path());
             }
         }
@@ -87,9 +94,17 @@ impl ScanReport {
         Ok(found)
     }
 
-    fn scan_vm(&mut self, dirs: Vec<PathBuf>) {
+    fn scan_vm(&mut self, dirs: Vec<PathBuf>, left: &mut Left) {
         let mut points: Vec<(ChainPoint, Option<String>)> = Vec::new();
         for dir in dirs {
+            let bytes = fs::symlink_metadata(dir.join(metadata::FILE_NAME)).map_or(0, |m| m.len());
+            // One that is too long is refused, and costs nothing.
+            let bytes = if bytes > metadata::BYTES_MAX { 0 } else { bytes };
+            if bytes > left.bytes {
+                self.cut_short = true;
+                break;
+            }
+            left.bytes -= bytes;
             match metadata::read(&dir) {
                 Ok(metadata) if dir.file_name().and_then(|n| n.to_str()) != Some(metadata.restore_point.as_str()) => {
                     self.stranger(dir, format!("its description is that of restore point {}", metadata.restore_point));
@@ -193,9 +208,11 @@ mod tests {
         for id in ["a", "b", "c"] {
             write(&dir.path().join("vm"), &point(id, ""));
         }
-        let report = scan_up_to(dir.path(), 2).unwrap();
-        assert!(report.cut_short);
-        assert_eq!(report.points.len(), 1);
+        let bytes = fs::metadata(dir.path().join("vm/a/restore-point.json")).unwrap().len();
+        for (folders, bytes) in [(2, u64::MAX), (100, bytes + 5)] {
+            let report = scan_up_to(dir.path(), Left { folders, bytes }).unwrap();
+            assert_eq!((report.cut_short, report.points.len()), (true, 1), "{folders} folders, {bytes} bytes");
+        }
         let mut report = ScanReport::default();
         (0..STRANGERS_MAX + 3).for_each(|_| report.stranger(PathBuf::new(), String::new()));
         assert_eq!((report.strangers.len(), report.more_strangers), (STRANGERS_MAX, 3));

@@ -12,6 +12,7 @@ async fn windows(disks: usize, guest_is_frozen: bool, incremental: bool) -> (u64
     let mut first = bed.taken(bed.order("full")).await;
     copy(&mut first).await.unwrap();
     let dir = first.finish().await.unwrap().dir;
+    drop(first);
     let mut windows = Vec::new();
     for round in 0..ROUNDS {
         let mut order = bed.order(&format!("rp{round}"));
@@ -29,7 +30,8 @@ async fn windows(disks: usize, guest_is_frozen: bool, incremental: bool) -> (u64
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_takes_milliseconds() {
-    let all = [(1, true), (4, true), (1, false), (4, false)].map(|(disks, frozen)| [(disks, frozen, false), (disks, frozen, true)]);
+    let all = [(1, true), (4, true), (1, false), (4, false)]
+        .map(|(disks, frozen)| [(disks, frozen, false), (disks, frozen, true)]);
     for (disks, frozen, incremental) in all.concat() {
         let (median, largest) = windows(disks, frozen, incremental).await;
         println!(

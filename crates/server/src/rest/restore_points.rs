@@ -6,6 +6,7 @@ use super::names::{Place, find_vm, listed};
 use crate::instant::{from_us, rfc3339};
 use crate::server::Server;
 use crate::store::restore_points::{DAMAGED, RestorePointRow, SOUND};
+use crate::store::sessions::BackupPlan;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -92,17 +93,7 @@ pub async fn verify(State(server): State<Arc<Server>>, Path(id): Path<String>) -
     params(("restore_point" = String, Path, description = "id")), responses((status = 204)))]
 pub async fn remove(State(server): State<Arc<Server>>, Path(id): Path<String>) -> Answer<StatusCode> {
     let point = find(&server, &id).await?;
-    let others = server.store.restore_points(Some(point.vm)).await?;
-    let chain: Vec<ChainPoint> = others.iter().map(RestorePointRow::chain_point).collect();
-    let lost = dependents(RestorePointId(point.id), &chain);
-    if !lost.is_empty() {
-        let lost: Vec<String> = lost.iter().map(RestorePointId::to_string).collect();
-        let what = format!("restore point {} was not deleted: others build on it", point.id);
-        return Err(Problem::new(409, "in-use", what)
-            .why(format!("without it these could not be restored: {}", listed(&lost)))
-            .remedy("delete those first, the newest before the others, or keep it")
-            .into());
-    }
+    may_go(&server, &point).await?;
     let repositories = server.store.repositories().await?;
     let folder = repositories.iter().find(|r| r.id == point.repository).map(|r| r.path.clone()).unwrap_or_default();
     let deleted = {
@@ -117,6 +108,32 @@ pub async fn remove(State(server): State<Arc<Server>>, Path(id): Path<String>) -
     })?;
     server.store.remove_restore_point(point.id).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Whether nothing builds on a restore point, and nothing is about to.
+async fn may_go(server: &Server, point: &RestorePointRow) -> Answer<()> {
+    let others = server.store.restore_points(Some(point.vm)).await?;
+    let chain: Vec<ChainPoint> = others.iter().map(RestorePointRow::chain_point).collect();
+    let lost = dependents(RestorePointId(point.id), &chain);
+    if !lost.is_empty() {
+        let lost: Vec<String> = lost.iter().map(RestorePointId::to_string).collect();
+        let what = format!("restore point {} was not deleted: others build on it", point.id);
+        return Err(Problem::new(409, "in-use", what)
+            .why(format!("without it these could not be restored: {}", listed(&lost)))
+            .remedy("delete those first, the newest before the others, or keep it")
+            .into());
+    }
+    // An order names its parent before there is a child that the database knows.
+    let open = server.book.open_tasks().await;
+    let backup = |backup: &BackupPlan| backup.repository.0 == point.repository;
+    let making = open.iter().find(|t| t.row.vm == point.vm && t.row.work.backup.as_ref().is_some_and(backup));
+    making.map_or(Ok(()), |task| {
+        let what = format!("restore point {} was not deleted: a backup may be building on it", point.id);
+        Err(Problem::new(409, "in-use", what)
+            .why(format!("session {} is backing {} up to the same repository", task.row.session, point.vm_name))
+            .remedy("delete it when that session is over")
+            .into())
+    })
 }
 
 /// Deletes what belongs to the restore point, and nothing else: a folder with anything else in it stays.

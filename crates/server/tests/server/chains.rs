@@ -75,6 +75,25 @@ async fn a_point_that_others_build_on_is_not_deleted_and_they_are_named() {
     assert_eq!(points, []);
 }
 
+/// A backup under way builds on the newest: that one stays until it is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_point_that_a_running_backup_builds_on_is_not_deleted() {
+    let (place, fake, server) = one_vm().await;
+    server.finished(server.run("j").await.summary.id).await;
+    fake.set(|script| script.pause_ms = 100);
+    let running = server.run("j").await.summary.id;
+    server.until(running, "it is at work", |s| !s.tasks[0].steps.is_empty()).await;
+    let points: Vec<RestorePoint> = server.client.get("/restore-points").await.unwrap();
+    let path = format!("/restore-points/{}", points[0].id);
+    let refused = problem(server.client.delete(&path).await);
+    assert_eq!((refused.status, refused.code.as_str()), (409, "in-use"));
+    assert!(format!("{refused:?}").contains(&format!("session {running} is backing db up")), "{refused:?}");
+    server.finished(running).await;
+    let refused = problem(server.client.delete(&path).await);
+    assert!(format!("{refused:?}").contains("others build on it"), "{refused:?}");
+    assert!(place.repository.exists());
+}
+
 /// What a proxy would have left in the repository for this order: a description and as much of an image as a scan reads.
 fn write_point(order: &lull_proxy_wire::v1::TaskOrder, parent: Option<&str>) {
     let Some(Work::Backup(work)) = &order.work else { panic!() };
