@@ -5,15 +5,10 @@
 //! [marker, stop]   only for a guest that is not frozen and has more than one disk
 //! bitmap on every disk, one transaction
 //! filter in front of each disk
-//! [a copy of the parent's bitmap on every disk, one transaction]   only for an increment
 //! [cont, marker removed]
 //! ```
 //! **The bitmap comes first**: a write between bitmap and filter is in both (copied once more by the next increment, harmless);
 //! the other way round it would be in neither, and lost to every later increment.
-//!
-//! **The parent's bitmap is copied last**, for the same reason: a write between copy and filter would be in the snapshot and not
-//! in the copy, and so missing from the restore point. A write that comes later is read as it was before, which only costs. The parent's own
-//! bitmap is not touched: whatever becomes of this backup, the next increment can start from it.
 //!
 //! **`cont` is guaranteed**: it is on its way before `stop` is answered, and if the connection breaks in between, the marker object tells
 //! whoever connects next (this function tries at once) that the stop was ours.
@@ -28,7 +23,7 @@ use serde_json::{Value, json};
 
 use crate::backup::{PlannedDisk, PreparedBackup, Stage};
 use crate::error::{ErrorClass, HypervisorError, Step};
-use crate::names::{Role, bitmap_name, changed_bitmap_name, name, stop_marker};
+use crate::names::{Role, bitmap_name, name, stop_marker};
 use crate::qmp::{Command, QmpError};
 use crate::sweep;
 
@@ -65,8 +60,7 @@ impl PreparedBackup {
             let remedy = "resume the VM and run the job again";
             return Err(ground.fail(Step::Snapshot, ErrorClass::Busy, "the VM was paused in the meantime", remedy));
         }
-        let parent_bitmap = self.parent.as_ref().map(|parent| parent.bitmap.as_str());
-        let commands = commands(&ground.order.restore_point, parent_bitmap, &self.disks, stop);
+        let commands = commands(&ground.order.restore_point, &self.disks, stop);
         self.stage = Stage::Ended;
         let began = Instant::now();
         let answers = ground.vm.client.pipeline(&commands, ground.order.snapshot_timeout_ms).await;
@@ -112,9 +106,9 @@ fn worst(answers: Vec<Result<Value, QmpError>>) -> Option<QmpError> {
     lost.or(errors.first()).cloned()
 }
 
-fn commands(restore_point: &str, parent_bitmap: Option<&str>, disks: &[PlannedDisk], stop: bool) -> Vec<Command> {
+fn commands(restore_point: &str, disks: &[PlannedDisk], stop: bool) -> Vec<Command> {
     let marker = stop_marker(restore_point);
-    let mut commands: Vec<Command> = Vec::with_capacity(disks.len() + 6);
+    let mut commands: Vec<Command> = Vec::with_capacity(disks.len() + 5);
     if stop {
         // Any object would do; this one costs nothing and does nothing.
         commands.push(("object-add", json!({"qom-type": "throttle-group", "id": marker})));
@@ -129,18 +123,6 @@ fn commands(restore_point: &str, parent_bitmap: Option<&str>, disks: &[PlannedDi
     for d in disks {
         let filter = name(restore_point, d.index, Role::Filter);
         commands.push(("qom-set", json!({"path": d.disk.qdev, "property": "drive", "value": filter})));
-    }
-    if let Some(parent) = parent_bitmap {
-        let changed = changed_bitmap_name(restore_point);
-        let copy = |d: &PlannedDisk| {
-            [
-                json!({"type": "block-dirty-bitmap-add",
-                       "data": {"node": d.node_name, "name": changed, "persistent": false, "disabled": true}}),
-                json!({"type": "block-dirty-bitmap-merge",
-                       "data": {"node": d.node_name, "target": changed, "bitmaps": [parent]}}),
-            ]
-        };
-        commands.push(("transaction", json!({"actions": disks.iter().flat_map(copy).collect::<Vec<_>>()})));
     }
     if stop {
         commands.push(("cont", Value::Null));
@@ -173,26 +155,15 @@ mod tests {
     }
 
     fn names_of(stop: bool) -> Vec<&'static str> {
-        commands("ab", None, &[disk(0), disk(1)], stop).iter().map(|(c, _)| *c).collect()
+        commands("ab", &[disk(0), disk(1)], stop).iter().map(|(c, _)| *c).collect()
     }
 
     #[test]
     fn the_bitmaps_are_there_before_the_first_filter() {
         assert_eq!(names_of(false), ["transaction", "qom-set", "qom-set"]);
-        let all = commands("ab", None, &[disk(0), disk(1)], false);
+        let all = commands("ab", &[disk(0), disk(1)], false);
         assert_eq!(all[0].1["actions"].as_array().unwrap().len(), 2);
         assert_eq!(all[2].1["value"], "lull-ab-1-cbw");
-    }
-
-    #[test]
-    fn the_parents_bitmap_is_copied_once_every_filter_is_in_place() {
-        let all = commands("ab", Some("lull-aa"), &[disk(0), disk(1)], true);
-        let names: Vec<_> = all.iter().map(|(c, _)| *c).collect();
-        assert_eq!(names[2..6], ["transaction", "qom-set", "qom-set", "transaction"]);
-        let actions = all[5].1["actions"].as_array().unwrap();
-        assert_eq!(actions.len(), 4);
-        assert_eq!(actions[0]["data"]["disabled"], true);
-        assert_eq!(actions[3]["data"], json!({"node": "disk1", "target": "lull-ab-changed", "bitmaps": ["lull-aa"]}));
     }
 
     #[test]
