@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: measures Lull beside a named peer, and says whether the promised figures hold.
 //!
-//! Suggested reading order: [`figure`] (what comes out), [`statistics`], [`freeze_window`], [`ready`], [`soak`], [`demo`] (the
-//! benches), [`stage`] (what they stand on: a guest of the testbed under load and a backup server of their own). This file only
+//! Suggested reading order: [`figure`] (what comes out), [`statistics`], [`freeze_window`], [`ready`], [`incremental`], [`soak`],
+//! [`demo`] (the benches), [`stage`] (what they stand on: a guest of the testbed under load and a backup server of their own). This file only
 //! chooses which benches run and prints what they found; docs/performance.md says what each figure means.
 //!
 //! Every bench removes what it started: also after an error, on Ctrl-C and on SIGTERM.
@@ -15,6 +15,7 @@ mod demo;
 mod figure;
 mod freeze_window;
 mod guest_agent;
+mod incremental;
 mod lull_server;
 mod machine;
 mod ready;
@@ -90,6 +91,7 @@ async fn one(bench: Bench, arguments: &Arguments) -> Result<Vec<Figure>> {
     match bench {
         Bench::FreezeWindow => freeze_window::measure(arguments).await,
         Bench::Ready => ready::measure(arguments).await,
+        Bench::Incremental => incremental::measure(arguments).await,
         Bench::Soak => soak::measure(arguments).await,
         Bench::Demo => demo::measure(arguments).await,
     }

@@ -196,6 +196,34 @@ pub struct Repository {
     pub problem: Option<String>,
 }
 
+/// What a scan of a repository found and did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RepositoryScan {
+    /// Ids of the restore points that were not known and now are.
+    pub recorded: Vec<Uuid>,
+    /// How many were known already.
+    pub known: u32,
+    /// Restore points that were not recorded, and why.
+    pub left_out: Vec<ScanFinding>,
+    /// Restore points that are known but gone, or whose chain is broken.
+    pub missing: Vec<ScanFinding>,
+    /// What else lies in the repository: no restore points.
+    pub strangers: Vec<ScanFinding>,
+    /// Strangers that are not named.
+    pub more_strangers: u64,
+    /// The repository holds more folders than a scan looks into.
+    pub cut_short: bool,
+}
+
+/// Something in a repository, and what is the matter with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScanFinding {
+    /// Where it lies.
+    pub path: String,
+    /// What is the matter.
+    pub why: String,
+}
+
 /// A restore point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RestorePoint {
@@ -211,8 +239,14 @@ pub struct RestorePoint {
     pub repository: String,
     /// When the snapshot was taken.
     pub created_at: String,
-    /// `full`.
+    /// `full` or `incremental`.
     pub kind: String,
+    /// The restore point that an incremental one builds on.
+    #[serde(default)]
+    pub parent: Option<Uuid>,
+    /// Why a full one is full.
+    #[serde(default)]
+    pub full_because: Option<String>,
     /// `application`, `file-system` or `crash`.
     pub level: String,
     /// Why the level is not better; the file systems and applications with levels of their own.
@@ -232,7 +266,7 @@ pub struct RestorePoint {
 pub struct Verification {
     /// True when every file is there and sound.
     pub ok: bool,
-    /// One line per file.
+    /// One line per file, its own first, then those of the restore points that it builds on.
     pub findings: Vec<String>,
 }
 

@@ -5,9 +5,10 @@
 //!
 //! Suggested reading order: [`infrastructure`] and [`settings`] (what there is), [`job`] (what is wanted), [`licence`],
 //! [`selection`] and [`dispatch`] (who does it, and when), [`failover`] (what a failure means), [`timeline`] and
-//! [`session`] (how one VM's work proceeds), [`consistency`] (what its result is worth), [`validation`] (what to tell
-//! the person who saves a job).
+//! [`session`] (how one VM's work proceeds), [`consistency`] (what its result is worth), [`chain`] (what a backup builds on),
+//! [`validation`] (what to tell the person who saves a job).
 
+pub mod chain;
 pub mod consistency;
 pub mod dispatch;
 pub mod failover;

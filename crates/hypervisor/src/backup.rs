@@ -14,20 +14,27 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::chain::{self, BrokenLink};
 use crate::error::{ErrorClass, HypervisorError, Step};
 use crate::facts::{Disk, VmFacts};
 use crate::files::{self, Claim, FolderFault, Layout};
 use crate::host::QemuVm;
 use crate::image;
+use crate::increment::{self, FullBecause};
+use crate::metadata::RestorePointMetadata;
 use crate::names::{DISKS_MAX, Role, name};
-use crate::order::BackupOrder;
+use crate::order::{BackupOrder, Base};
 use crate::qmp::QmpError;
 use crate::sweep::{self, SweepReport};
+
+/// Time for reading a chain's descriptions and headers, in ms.
+const CHAIN_MS: u64 = 30_000;
 
 /// How far a backup is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +53,15 @@ pub(crate) struct PlannedDisk {
     pub index: usize,
     pub disk: Disk,
     pub node_name: String,
+    /// The parent's image that this one lies over, relative to its folder; `None` in a full backup.
+    pub backing: Option<String>,
+}
+
+/// What an increment builds on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Parent {
+    pub restore_point: String,
+    pub bitmap: String,
 }
 
 /// What an undo needs to know; outlives the backup itself.
@@ -81,10 +97,14 @@ pub struct PreparedBackup {
     pub(crate) ground: Ground,
     pub(crate) facts: VmFacts,
     pub(crate) disks: Vec<PlannedDisk>,
+    /// `None`: a full backup.
+    pub(crate) parent: Option<Parent>,
+    full_because: Option<FullBecause>,
     pub(crate) stage: Stage,
     pub(crate) taken_at: Option<Timestamp>,
     pub(crate) atomic: bool,
     pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) level: Option<(String, Vec<String>)>,
     /// Held for its lock: it tells sweeps elsewhere that this restore point's maker lives.
     pub(crate) claim: Option<File>,
     free_repository_bytes: u64,
@@ -92,8 +112,10 @@ pub struct PreparedBackup {
 }
 
 impl QemuVm {
-    /// Prepares a backup: checks the VM and the folders, creates all images, adds all nodes and filters. The guest does not
-    /// notice; nothing is in front of its disks yet.
+    /// Prepares a backup: checks the VM and the folders, decides whether it can be incremental, creates all images, adds all nodes
+    /// and filters. The guest does not notice; nothing is in front of its disks yet.
+    ///
+    /// A backup that cannot be incremental is full, and [`PreparedBackup::full_because`] says why: that is no error.
     ///
     /// # Errors
     /// [`ErrorClass::Busy`] naming what the VM is doing (nothing was started), [`ErrorClass::Repository`] or [`ErrorClass::Fleecing`] naming the
@@ -109,7 +131,7 @@ impl QemuVm {
         if let Some(busy) = &facts.busy {
             return Err(fail(ErrorClass::Busy, busy.to_string(), busy.remedy()));
         }
-        let disks = planned_disks(&facts);
+        let mut disks = planned_disks(&facts);
         if disks.is_empty() || disks.len() > DISKS_MAX {
             let cause = format!("it has {} disks that can be backed up", disks.len());
             return Err(fail(ErrorClass::Refused, cause, "a backup needs 1 to 100 writable disks"));
@@ -122,6 +144,14 @@ impl QemuVm {
             facts.uuid.as_deref(),
             &order.restore_point,
         );
+        let base = build_on(&order.base, &layout.vm_dir, &self.name, &facts).await;
+        let (parent, full_because) = match base {
+            Ok((parent, backing)) => {
+                disks.iter_mut().zip(backing).for_each(|(disk, backing)| disk.backing = Some(backing));
+                (Some(parent), None)
+            }
+            Err(because) => (None, Some(because)),
+        };
         let claim = Claim {
             vm: self.name.clone(),
             restore_point: order.restore_point.clone(),
@@ -137,10 +167,13 @@ impl QemuVm {
             ground: Ground { vm: self.clone(), order: Arc::new(order), layout },
             facts,
             disks,
+            parent,
+            full_because,
             stage: Stage::Prepared,
             taken_at: None,
             atomic: false,
             annotations: BTreeMap::new(),
+            level: None,
             claim: Some(claim),
             free_repository_bytes,
             free_fleecing_bytes,
@@ -158,7 +191,29 @@ impl QemuVm {
 
 fn planned_disks(facts: &VmFacts) -> Vec<PlannedDisk> {
     let with_node = facts.disks_to_back_up().filter_map(|d| Some((d.clone(), d.node_name.clone()?)));
-    with_node.enumerate().map(|(index, (disk, node_name))| PlannedDisk { index, disk, node_name }).collect()
+    let planned = |(index, (disk, node_name))| PlannedDisk { index, disk, node_name, backing: None };
+    with_node.enumerate().map(planned).collect()
+}
+
+/// The parent, and for each disk the image to lie over.
+async fn build_on(base: &Base, vm_dir: &Path, vm: &str, facts: &VmFacts) -> Result<(Parent, Vec<String>), FullBecause> {
+    let (id, dir) = match base {
+        Base::Full { because } => return Err(FullBecause::Ordered(because.clone())),
+        Base::Parent { restore_point, dir } => (restore_point, dir.clone()),
+    };
+    // Its images are named relative to the new one's folder.
+    if dir != vm_dir.join(id) {
+        return Err(FullBecause::ParentElsewhere { parent: id.clone() });
+    }
+    let chain = match files::on_a_thread(CHAIN_MS, move || chain::read_chain(&dir)).await {
+        Some(chain) => chain.map(|mut points| points.swap_remove(0).metadata),
+        None => Err(BrokenLink { restore_point: id.clone(), why: format!("it was not read within {CHAIN_MS} ms") }),
+    };
+    let disks: Vec<&Disk> = facts.disks_to_back_up().filter(|d| d.node_name.is_some()).collect();
+    let vm = increment::Vm { name: vm, uuid: facts.uuid.as_deref(), disks: &disks };
+    let backing = increment::decide(id, chain.as_ref(), vm)?;
+    let bitmap = chain.map_or_else(|_| String::new(), |parent: RestorePointMetadata| parent.bitmap);
+    Ok((Parent { restore_point: id.clone(), bitmap }, backing))
 }
 
 /// Free bytes of repository and fleecing folder, once both are known to be good.
@@ -200,6 +255,21 @@ impl PreparedBackup {
         self.free_fleecing_bytes
     }
 
+    /// The restore point that this one builds on; `None`: it is full.
+    pub fn parent(&self) -> Option<&str> {
+        self.parent.as_ref().map(|parent| parent.restore_point.as_str())
+    }
+
+    /// Why the backup is full; `None`: it is incremental.
+    pub fn full_because(&self) -> Option<&FullBecause> {
+        self.full_because.as_ref()
+    }
+
+    /// Notes the consistency level that was proved, and why it is not better.
+    pub fn set_level(&mut self, level: impl Into<String>, reasons: Vec<String>) {
+        self.level = Some((level.into(), reasons));
+    }
+
     /// Notes something that is written into the restore point's metadata, for instance its consistency level.
     pub fn annotate(&mut self, key: impl Into<String>, value: impl Into<String>) {
         self.annotations.insert(key.into(), value.into());
@@ -209,11 +279,16 @@ impl PreparedBackup {
         for planned in &self.disks {
             let bytes = planned.disk.virtual_bytes;
             let images = [
-                (Role::Fleece, self.ground.layout.fleece(planned.index), ErrorClass::Fleecing),
-                (Role::Target, self.ground.layout.partial(planned.index), ErrorClass::Repository),
+                (Role::Fleece, self.ground.layout.fleece(planned.index), ErrorClass::Fleecing, None),
+                (
+                    Role::Target,
+                    self.ground.layout.partial(planned.index),
+                    ErrorClass::Repository,
+                    planned.backing.as_deref(),
+                ),
             ];
-            for (role, path, class) in images {
-                image::create(&path, bytes).await.map_err(|cause| {
+            for (role, path, class, backing) in images {
+                image::create(&path, bytes, backing).await.map_err(|cause| {
                     let cause = format!("{} cannot be created ({cause})", path.display());
                     self.ground.fail(Step::Prepare, class, cause, "make room there, or correct the folder")
                 })?;
@@ -221,7 +296,7 @@ impl PreparedBackup {
                     let cause = format!("{} is not UTF-8, as QMP needs it", path.display());
                     return Err(self.ground.fail(Step::Prepare, class, cause, "rename the folder"));
                 };
-                let node = json!({
+                let mut node = json!({
                     "driver": "qcow2",
                     "node-name": self.ground.name(planned.index, role),
                     "discard": "unmap",
@@ -231,6 +306,10 @@ impl PreparedBackup {
                     "cache": {"direct": false, "no-flush": true},
                     "file": {"driver": "file", "filename": filename},
                 });
+                if backing.is_some() {
+                    // QEMU only ever writes whole clusters there: the VM's process need not open the chain, nor wait for it.
+                    node["backing"] = Value::Null;
+                }
                 self.ground.vm.client.execute("blockdev-add", node).await.map_err(|e| match e {
                     QmpError::Refused { desc, .. } => {
                         let cause = format!("QEMU cannot open {} ({desc})", path.display());

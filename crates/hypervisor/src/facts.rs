@@ -43,6 +43,21 @@ impl fmt::Display for SkipReason {
     }
 }
 
+/// A dirty bitmap on a drive's node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bitmap {
+    /// Its name; also other tools' bitmaps are here.
+    pub name: String,
+    /// It records writes.
+    pub recording: bool,
+    /// A job or an export uses it.
+    pub busy: bool,
+    /// It was not stored when the VM's process ended, and lacks writes.
+    pub inconsistent: bool,
+    /// Bytes it calls changed.
+    pub dirty_bytes: u64,
+}
+
 /// One drive of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
@@ -66,6 +81,9 @@ pub struct Disk {
     pub removable: bool,
     /// The image can keep a dirty bitmap over a restart of the VM's process.
     pub bitmap_persistent: bool,
+    /// Dirty bitmaps on its node.
+    #[serde(default)]
+    pub bitmaps: Vec<Bitmap>,
     /// Why it is left out of a backup; `None`: it is part of it.
     pub skip: Option<SkipReason>,
 }
@@ -281,8 +299,23 @@ fn disk_from(drive: &Value, nodes: &Value) -> Disk {
         read_only,
         removable,
         bitmap_persistent: node["drv"] == "qcow2" && node["image"]["format-specific"]["data"]["compat"] == "1.1",
+        bitmaps: bitmaps_of(node),
         skip,
     }
+}
+
+/// The dirty bitmaps of a node, as `query-named-block-nodes` shows it.
+pub(crate) fn bitmaps_of(node: &Value) -> Vec<Bitmap> {
+    let bitmap = |b: &Value| {
+        Some(Bitmap {
+            name: text(&b["name"])?,
+            recording: b["recording"] == true,
+            busy: b["busy"] == true,
+            inconsistent: b["inconsistent"] == true,
+            dirty_bytes: b["count"].as_u64().unwrap_or(0),
+        })
+    };
+    items(&node["dirty-bitmaps"]).filter_map(bitmap).collect()
 }
 
 /// `vd0` for `/machine/peripheral/vd0/virtio-backend`; the drive's id where the device has none.

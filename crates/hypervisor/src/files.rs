@@ -288,8 +288,7 @@ fn sweep_vm_dir(vm_dir: &Path, vm: &str, only: Option<&str>, swept: &mut SweptFi
 
 fn is_file_of_a_point(name: &str) -> bool {
     let stem = name.strip_suffix(".partial").unwrap_or(name);
-    let number = stem.strip_prefix("disk").and_then(|s| s.strip_suffix(".qcow2"));
-    stem == metadata::FILE_NAME || number.is_some_and(|n| n.parse::<usize>().is_ok())
+    stem == metadata::FILE_NAME || metadata::is_disk_file(stem)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::files::{self, Layout};
 use crate::image::{self, Check};
 use crate::metadata::{DiskFile, Kind, RestorePointMetadata, SkippedDrive, VERSION};
 use crate::names::bitmap_name;
+use crate::qcow2::{self, Header};
 
 /// A restore point's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,19 +67,26 @@ impl PreparedBackup {
         let sync_and_rename = move || {
             files::sync_file(&path)?;
             std::fs::rename(&path, &disk)?;
-            Ok(std::fs::metadata(&disk)?.blocks() * 512)
+            Ok((std::fs::metadata(&disk)?.blocks() * 512, qcow2::read_header(&disk)?))
         };
-        let file_bytes = self
+        let (file_bytes, header) = self
             .durably(sync_and_rename)
             .await
             .map_err(|cause| self.finish_fault(format!("{}: {cause}", partial.display())))?;
         let disk = &planned.disk;
+        let Header { virtual_bytes, backing, length_bytes } = header;
+        if (virtual_bytes, &backing) != (disk.virtual_bytes, &planned.backing) {
+            let cause =
+                format!("{} is of {virtual_bytes} bytes over {backing:?}, not as it was made", partial.display());
+            return Err(self.finish_fault(cause));
+        }
         Ok(DiskFile {
             index: planned.index,
             file: Layout::disk_name(planned.index),
             format: "qcow2".into(),
-            virtual_bytes: disk.virtual_bytes,
+            virtual_bytes,
             file_bytes,
+            length_bytes: Some(length_bytes),
             name: disk.name.clone(),
             qdev: disk.qdev.clone(),
             node_name: planned.node_name.clone(),
@@ -94,13 +102,15 @@ impl PreparedBackup {
             .disks
             .iter()
             .filter_map(|d| d.skip.map(|reason| SkippedDrive { name: d.name.clone(), reason: reason.to_string() }));
+        let (level, level_reasons) = self.level.clone().unzip();
         RestorePointMetadata {
             version: VERSION,
             vm: self.ground.vm.name.clone(),
             uuid: facts.uuid.clone(),
             restore_point: order.restore_point.clone(),
-            parent: None,
-            kind: Kind::Full,
+            parent: self.parent().map(str::to_owned),
+            kind: if self.parent.is_some() { Kind::Incremental } else { Kind::Full },
+            full_because: self.full_because().map(ToString::to_string),
             bitmap: bitmap_name(&order.restore_point),
             disks,
             skipped: skipped.collect(),
@@ -110,6 +120,9 @@ impl PreparedBackup {
             task: order.task.clone(),
             epoch: order.epoch,
             qemu_version: facts.qemu_version.clone(),
+            level,
+            level_reasons: level_reasons.unwrap_or_default(),
+            origin: order.origin.clone(),
             annotations: self.annotations.clone(),
         }
     }

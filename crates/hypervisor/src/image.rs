@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -23,19 +24,25 @@ pub(crate) enum Check {
     Damaged(String),
 }
 
-/// Creates an empty qcow2 image.
-pub(crate) async fn create(path: &Path, virtual_bytes: u64) -> Result<(), String> {
+/// Creates an empty qcow2 image, over another where one is named; that one is opened, with all that lies under it.
+pub(crate) async fn create(path: &Path, virtual_bytes: u64, backing: Option<&str>) -> Result<(), String> {
     let size = virtual_bytes.to_string();
     let mut command = qemu_img();
-    command.args(["create", "-q", "-f", "qcow2", "--"]).arg(path).arg(size);
+    command.args(["create", "-q", "-f", "qcow2"]);
+    if let Some(backing) = backing {
+        command.args(["-F", "qcow2", "-b", backing]);
+    }
+    command.arg("--").arg(path).arg(size);
     let (code, output) = run(command, CREATE_MS).await?;
     if code == Some(0) { Ok(()) } else { Err(output) }
 }
 
-/// Checks a qcow2 image. `Err`: the check itself could not be done.
+/// Checks a qcow2 image, without what it lies over. `Err`: the check itself could not be done.
 pub(crate) async fn check(path: &Path) -> Result<Check, String> {
+    let Some(filename) = path.to_str() else { return Err(format!("{} is not UTF-8", path.display())) };
+    let node = json!({"driver": "qcow2", "backing": null, "file": {"driver": "file", "filename": filename}});
     let mut command = qemu_img();
-    command.args(["check", "-q", "-f", "qcow2", "--"]).arg(path);
+    command.args(["check", "-q", "--"]).arg(format!("json:{node}"));
     let (code, output) = run(command, CHECK_MS).await?;
     match code {
         Some(0) => Ok(Check::Sound),
@@ -74,14 +81,18 @@ mod tests {
     async fn an_image_is_created_and_checked_and_damage_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("--odd name.qcow2");
-        create(&image, 1 << 20).await.unwrap();
+        create(&image, 1 << 20, None).await.unwrap();
         assert_eq!(check(&image).await, Ok(Check::Sound));
+        let over = dir.path().join("over, \"quoted\".qcow2");
+        create(&over, 1 << 20, Some("--odd name.qcow2")).await.unwrap();
+        assert!(create(&dir.path().join("x"), 1 << 20, Some("none.qcow2")).await.is_err());
         // The refcount table's first entry points nowhere: every cluster in use is then unaccounted for.
         let mut bytes = std::fs::read(&image).unwrap();
         let table = u64::from_be_bytes(bytes[48..56].try_into().unwrap()) as usize;
         bytes[table..table + 8].fill(0);
         std::fs::write(&image, bytes).unwrap();
         assert!(matches!(check(&image).await, Ok(Check::Damaged(_))));
+        assert_eq!(check(&over).await, Ok(Check::Sound), "what it lies over is checked by itself");
         assert!(check(&dir.path().join("none")).await.is_err());
     }
 }

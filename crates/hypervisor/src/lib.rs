@@ -1,9 +1,9 @@
 //! Snapshots and backups of virtual machines: QEMU over QMP.
 //!
 //! Reading order: [`names`] (what we call things inside a hypervisor, so that a sweep knows them again), [`qmp`] (the
-//! wire), [`facts`] (what a VM is and whether it may be backed up now), [`order`] and [`backup`] (prepare), [`snapshot`]
-//! (the only step inside the freeze window), [`copy`], [`finish`], [`sweep`] (undo, also after a crash), [`metadata`] (what
-//! lies in the repository), [`verify`].
+//! wire), [`facts`] (what a VM is and whether it may be backed up now), [`order`] and [`backup`] (prepare), [`increment`] (full or
+//! incremental, and why), [`snapshot`] (the only step inside the freeze window), [`copy`], [`finish`], [`sweep`] (undo, also after a
+//! crash), [`metadata`] and [`chain`] (what lies in the repository), [`scan`], [`verify`].
 //!
 //! The rule that shapes all of it: **no repository sits in the guest's write path.** Guest writes are held up only by a local
 //! fleecing image, and a fleecing image that fails breaks the snapshot, never the guest.
@@ -11,6 +11,7 @@
 //! Knows nothing of guests, of freezing, of jobs or of the server's store.
 
 pub mod backup;
+pub mod chain;
 pub mod copy;
 pub mod error;
 pub mod facts;
@@ -18,11 +19,14 @@ mod files;
 pub mod finish;
 pub mod host;
 mod image;
+pub mod increment;
 pub mod metadata;
 pub mod names;
 pub mod order;
+mod qcow2;
 pub mod qmp;
 mod residue;
+pub mod scan;
 pub mod snapshot;
 pub mod sweep;
 pub mod verify;
@@ -33,10 +37,12 @@ pub use error::{ErrorClass, HypervisorError, Step};
 pub use facts::{Busy, Disk, SkipReason, VmFacts};
 pub use finish::RestorePointFiles;
 pub use host::{QemuHost, QemuVm};
-pub use metadata::{RestorePointMetadata, read_restore_points};
+pub use increment::FullBecause;
+pub use metadata::{Kind, Origin, RestorePointMetadata};
 pub use names::bitmap_name;
-pub use order::BackupOrder;
+pub use order::{BackupOrder, Base};
 pub use qmp::{QmpClient, QmpError, QmpLimits};
+pub use scan::{ScanReport, scan};
 pub use snapshot::SnapshotTaken;
 pub use sweep::{SweepOrder, SweepReport, sweep};
 pub use verify::{VerifyReport, verify};

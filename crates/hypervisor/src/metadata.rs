@@ -1,19 +1,27 @@
 //! `restore-point.json`: what lies beside a restore point's disks, so that a lost server database can be rebuilt.
 //!
-//! It is written last and by rename: a folder with it is a whole restore point, a folder without it is none. Version 1 knows
-//! full backups; `parent` and `bitmap` are there for the increments to come. Knows nothing of hypervisors.
+//! It is written last and by rename: a folder with it is a whole restore point, a folder without it is none. Version 1 knew
+//! only full backups; version 2 adds what a chain needs (the parent, each file's length) and what a server's database holds
+//! (level, origin). An incremental's disks lie over its parent's, `../<parent>/disk0.qcow2`, so that a chain boots as it lies.
+//! Reading is bounded and believes nothing: others may have written there. Knows nothing of hypervisors.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fmt;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::names::{DISKS_MAX, is_restore_point_id};
+use crate::qcow2::open_regular;
+
 /// The file's name.
 pub const FILE_NAME: &str = "restore-point.json";
 /// The version this program writes and the newest it reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// Longest description that is read, in bytes. One with 100 disks takes some 60 KB.
+pub(crate) const BYTES_MAX: u64 = 1 << 20;
 
 /// Whether a restore point stands alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +31,30 @@ pub enum Kind {
     Full,
     /// Holds what changed since its parent.
     Incremental,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Full => "full",
+            Kind::Incremental => "incremental",
+        })
+    }
+}
+
+/// What the server that ordered a restore point knows it by.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The restore point's id there; its folder has the short one.
+    pub restore_point_id: String,
+    /// The VM's id there.
+    pub vm_id: String,
+    /// The VM's name there.
+    pub vm_name: String,
+    /// The job's name, if it was a job.
+    pub job: Option<String>,
+    /// The session.
+    pub session: i64,
 }
 
 /// One disk of a restore point.
@@ -38,6 +70,9 @@ pub struct DiskFile {
     pub virtual_bytes: u64,
     /// Size of `file` on disk when it was finished.
     pub file_bytes: u64,
+    /// Length of `file` when it was finished: it never changes again. Unknown in version 1.
+    #[serde(default)]
+    pub length_bytes: Option<u64>,
     /// How an administrator knows the disk, for instance `vd0`.
     pub name: String,
     /// The guest device's path in QEMU.
@@ -72,10 +107,13 @@ pub struct RestorePointMetadata {
     pub uuid: Option<String>,
     /// The restore point's id.
     pub restore_point: String,
-    /// The restore point that an increment builds on.
+    /// The restore point that an increment builds on: the folder beside this one with that name.
     pub parent: Option<String>,
     /// Full or incremental.
     pub kind: Kind,
+    /// Why it is full.
+    #[serde(default)]
+    pub full_because: Option<String>,
     /// The dirty bitmap that records what changed since: the next increment starts from it.
     pub bitmap: String,
     /// The disks, by index.
@@ -92,7 +130,16 @@ pub struct RestorePointMetadata {
     pub epoch: u64,
     /// The hypervisor's version.
     pub qemu_version: String,
-    /// What the caller wants to find again when it rebuilds its database, for instance the consistency level.
+    /// The consistency level as it was proved: `application`, `file-system`, `crash` or `none`. Unknown in version 1.
+    #[serde(default)]
+    pub level: Option<String>,
+    /// Why the level is not better.
+    #[serde(default)]
+    pub level_reasons: Vec<String>,
+    /// What the server knew it by. Unknown in version 1.
+    #[serde(default)]
+    pub origin: Option<Origin>,
+    /// What else the caller wants to find again.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
 }
@@ -100,10 +147,16 @@ pub struct RestorePointMetadata {
 /// Reads one restore point's metadata.
 ///
 /// # Errors
-/// If the file cannot be read, is not of this format, or is of a newer version.
+/// If the file cannot be read, is not of this format, is of a newer version, or says what cannot be.
 pub fn read(restore_point_dir: &Path) -> io::Result<RestorePointMetadata> {
-    let bytes = std::fs::read(restore_point_dir.join(FILE_NAME))?;
-    parse(&bytes).map_err(|cause| io::Error::new(io::ErrorKind::InvalidData, cause))
+    let mut bytes = Vec::new();
+    open_regular(&restore_point_dir.join(FILE_NAME))?.take(BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    let parsed = if bytes.len() as u64 > BYTES_MAX {
+        Err(format!("longer than {BYTES_MAX} bytes"))
+    } else {
+        parse(&bytes).and_then(|metadata| possible(&metadata).map(|()| metadata))
+    };
+    parsed.map_err(|cause| io::Error::new(io::ErrorKind::InvalidData, cause))
 }
 
 fn parse(bytes: &[u8]) -> Result<RestorePointMetadata, String> {
@@ -118,28 +171,30 @@ fn parse(bytes: &[u8]) -> Result<RestorePointMetadata, String> {
     serde_json::from_slice(bytes).map_err(|e| format!("not a restore point: {e}"))
 }
 
-/// All whole restore points of a repository, each with its folder, and the folders whose metadata cannot be read.
-///
-/// # Errors
-/// If the repository itself cannot be listed.
-#[allow(clippy::type_complexity)]
-pub fn read_restore_points(
-    repository_dir: &Path,
-) -> io::Result<(Vec<(PathBuf, RestorePointMetadata)>, Vec<(PathBuf, io::Error)>)> {
-    let (mut found, mut unreadable) = (Vec::new(), Vec::new());
-    for vm in folders(repository_dir)? {
-        for dir in folders(&vm)? {
-            if !dir.join(FILE_NAME).exists() {
-                continue;
-            }
-            match read(&dir) {
-                Ok(metadata) => found.push((dir, metadata)),
-                Err(error) => unreadable.push((dir, error)),
-            }
+/// Whether a description can be one of ours. What it names becomes part of paths.
+fn possible(metadata: &RestorePointMetadata) -> Result<(), String> {
+    let ids = metadata.parent.iter().chain([&metadata.restore_point]);
+    if let Some(id) = ids.into_iter().find(|id| !is_restore_point_id(id)) {
+        return Err(format!("{id:?} cannot name a restore point"));
+    }
+    if metadata.parent.is_some() != (metadata.kind == Kind::Incremental) {
+        return Err(format!("{} with a parent of {:?}", metadata.kind, metadata.parent));
+    }
+    if metadata.disks.is_empty() || metadata.disks.len() > DISKS_MAX {
+        return Err(format!("{} disks", metadata.disks.len()));
+    }
+    for (n, disk) in metadata.disks.iter().enumerate() {
+        if !is_disk_file(&disk.file) || metadata.disks[..n].iter().any(|d| d.file == disk.file) {
+            return Err(format!("{:?} cannot be the file of disk {n}", disk.file));
         }
     }
-    found.sort_by(|a, b| (&a.1.vm, a.1.created).cmp(&(&b.1.vm, b.1.created)));
-    Ok((found, unreadable))
+    Ok(())
+}
+
+/// Whether a file name is that of a restore point's disk.
+pub(crate) fn is_disk_file(name: &str) -> bool {
+    let number = name.strip_prefix("disk").and_then(|s| s.strip_suffix(".qcow2"));
+    number.is_some_and(|n| n.parse::<usize>().is_ok_and(|n| n < DISKS_MAX && format!("disk{n}.qcow2") == name))
 }
 
 /// The folders in a folder, sorted.
@@ -159,38 +214,46 @@ pub(crate) fn folders(dir: &Path) -> io::Result<Vec<PathBuf>> {
 mod tests {
     use super::*;
 
-    /// A file as version 1 wrote it: it must stay readable.
-    const VERSION_1: &str = r#"{
-        "version": 1, "vm": "pg1", "uuid": null, "restore_point": "ab12", "parent": null, "kind": "full",
-        "bitmap": "lull-ab12", "disks": [{"index": 0, "file": "disk0.qcow2", "format": "qcow2", "virtual_bytes": 1048576,
-          "file_bytes": 196616, "name": "vd0", "qdev": "/machine/peripheral/vd0/virtio-backend", "node_name": "disk0",
-          "source_file": "/vm/disk.qcow2", "source_format": "qcow2", "bitmap_persistent": true}],
-        "skipped": [{"name": "cd0", "reason": "no medium"}], "created": "2026-01-02T03:04:05Z", "atomic": true,
-        "task": "t1", "epoch": 3, "qemu_version": "10.0.2", "annotations": {"level": "crash"}}"#;
+    /// Files as earlier versions wrote them: they must stay readable.
+    const VERSION_1: &str = include_str!("../tests/data/restore-point-1.json");
+    const VERSION_2: &str = include_str!("../tests/data/restore-point-2.json");
 
-    #[test]
-    fn version_1_stays_readable_and_a_newer_one_is_refused() {
-        let metadata = parse(VERSION_1.as_bytes()).unwrap();
-        assert_eq!(metadata.annotations["level"], "crash");
-        let again = parse(&serde_json::to_vec(&metadata).unwrap()).unwrap();
-        assert_eq!(metadata, again);
-        let newer = VERSION_1.replace("\"version\": 1", "\"version\": 2");
-        assert!(parse(newer.as_bytes()).unwrap_err().contains("newer Lull"));
-        assert!(parse(b"{}").unwrap_err().contains("not a restore point"));
+    fn read_text(text: &str) -> io::Result<RestorePointMetadata> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE_NAME), text).unwrap();
+        read(dir.path())
     }
 
     #[test]
-    fn a_folder_counts_only_with_its_metadata() {
-        let repository = tempfile::tempdir().unwrap();
-        for (point, content) in [("whole", Some(VERSION_1)), ("partial", None), ("damaged", Some("{"))] {
-            let dir = repository.path().join("pg1").join(point);
-            std::fs::create_dir_all(&dir).unwrap();
-            if let Some(content) = content {
-                std::fs::write(dir.join(FILE_NAME), content).unwrap();
-            }
+    fn every_version_stays_readable_and_a_newer_one_is_refused() {
+        let first = read_text(VERSION_1).unwrap();
+        assert_eq!(first.annotations["level"], "crash");
+        assert_eq!((first.parent, first.origin, first.disks[0].length_bytes), (None, None, None));
+        let second = read_text(VERSION_2).unwrap();
+        assert_eq!(
+            (second.parent.as_deref(), second.kind, second.level.as_deref()),
+            (Some("ab12"), Kind::Incremental, Some("file-system"))
+        );
+        assert_eq!(second.origin.as_ref().unwrap().session, 7);
+        let again = parse(&serde_json::to_vec(&second).unwrap()).unwrap();
+        assert_eq!(second, again);
+        let newer = VERSION_2.replace("\"version\": 2", "\"version\": 3");
+        assert!(read_text(&newer).unwrap_err().to_string().contains("newer Lull"));
+        assert!(read_text("{}").unwrap_err().to_string().contains("not a restore point"));
+    }
+
+    #[test]
+    fn a_description_that_cannot_be_ours_is_refused() {
+        for (from, to) in [
+            ("\"disk0.qcow2\"", "\"../../etc/passwd\""),
+            ("\"disk0.qcow2\"", "\"disk00.qcow2\""),
+            ("\"ab12\"", "\"..\""),
+            ("\"cd34\"", "\"a/b\""),
+            ("\"incremental\"", "\"full\""),
+        ] {
+            assert!(VERSION_2.contains(from));
+            assert!(read_text(&VERSION_2.replace(from, to)).is_err(), "{to}");
         }
-        let (found, unreadable) = read_restore_points(repository.path()).unwrap();
-        assert_eq!(found.iter().map(|(d, _)| d.file_name().unwrap()).collect::<Vec<_>>(), ["whole"]);
-        assert_eq!(unreadable.iter().map(|(d, _)| d.file_name().unwrap()).collect::<Vec<_>>(), ["damaged"]);
+        assert!(read_text(&format!("{VERSION_2}{}", " ".repeat(1 << 20))).unwrap_err().to_string().contains("longer"));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A name says whose it is (`lull-`), of which restore point, of which disk and what it is for:
 //! `lull-<restore point>-<disk>-<role>`. Bitmaps (`lull-<restore point>`) live on from one restore point to the next; all
-//! else is gone when a task ends. A sweep removes only what [`parse`] recognises.
+//! else is gone when a task ends, also the copy of the parent's bitmap that an increment reads by (`lull-<restore point>-changed`). A sweep removes only what [`parse`] recognises.
 //!
 //! Knows nothing of QMP.
 
@@ -10,6 +10,8 @@
 pub const PREFIX: &str = "lull-";
 /// QEMU allows 31 characters in a node name: `lull-` + 16 + `-NN-` + the longest role (6) = 31.
 pub const RESTORE_POINT_CHARS_MAX: usize = 16;
+/// How the name of an increment's working bitmap ends.
+const CHANGED: &str = "-changed";
 /// Two digits in a node name.
 pub const DISKS_MAX: usize = 100;
 
@@ -68,6 +70,11 @@ pub fn bitmap_name(restore_point: &str) -> String {
     format!("{PREFIX}{restore_point}")
 }
 
+/// What changed between the parent and this restore point: a copy of the parent's bitmap, gone when the task ends.
+pub fn changed_bitmap_name(restore_point: &str) -> String {
+    format!("{PREFIX}{restore_point}{CHANGED}")
+}
+
 /// The object that exists exactly while the VM is stopped by us, so that whoever comes later knows to continue it.
 pub fn stop_marker(restore_point: &str) -> String {
     format!("{PREFIX}{restore_point}-stop")
@@ -82,9 +89,10 @@ pub fn parse(text: &str) -> Option<OurName> {
     is_restore_point_id(restore_point).then(|| OurName { restore_point: restore_point.to_owned(), disk, role })
 }
 
-/// The restore point of a bitmap of ours; `None`: not ours.
+/// The restore point of a bitmap of ours, of either kind; `None`: not ours.
 pub fn parse_bitmap(text: &str) -> Option<&str> {
-    text.strip_prefix(PREFIX).filter(|id| is_restore_point_id(id))
+    let rest = text.strip_prefix(PREFIX)?;
+    Some(rest.strip_suffix(CHANGED).unwrap_or(rest)).filter(|id| is_restore_point_id(id))
 }
 
 /// The restore point of a stop marker of ours; `None`: not ours.
@@ -106,6 +114,9 @@ mod tests {
             prop_assert_eq!(parse(&text), Some(OurName { restore_point: id.clone(), disk, role }));
             let bitmap = bitmap_name(&id);
             prop_assert_eq!(parse_bitmap(&bitmap), Some(id.as_str()));
+            let changed = changed_bitmap_name(&id);
+            prop_assert_eq!(parse_bitmap(&changed), Some(id.as_str()));
+            prop_assert_eq!(parse(&changed), None);
             let marker = stop_marker(&id);
             prop_assert_eq!(parse_stop_marker(&marker), Some(id.as_str()));
             prop_assert_eq!(parse(&marker), None);
@@ -123,10 +134,18 @@ mod tests {
 
     #[test]
     fn other_peoples_names_are_left_alone() {
-        for text in
-            ["disk0", "#block123", "lull", "lull-", "lull-a-0-other", "lull-a-007-cbw", "xlull-a-0-cbw", "lull-a-0"]
-        {
-            assert_eq!(parse(text), None, "{text}");
+        for text in [
+            "disk0",
+            "#block123",
+            "lull",
+            "lull-",
+            "lull-changed-",
+            "lull-a-0-other",
+            "lull-a-007-cbw",
+            "xlull-a-0-cbw",
+            "lull-a-0",
+        ] {
+            assert_eq!((parse(text), parse_bitmap(text)), (None, None), "{text}");
         }
     }
 }

@@ -3,7 +3,25 @@
 
 use std::path::PathBuf;
 
+use crate::metadata::Origin;
 use crate::names::{RESTORE_POINT_CHARS_MAX, is_restore_point_id};
+
+/// What a backup is to build on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Base {
+    /// Nothing: it is full, and why.
+    Full {
+        /// In words for people, a sentence's end.
+        because: String,
+    },
+    /// This restore point, if it and the VM allow it.
+    Parent {
+        /// Its short id.
+        restore_point: String,
+        /// Its folder.
+        dir: PathBuf,
+    },
+}
 
 /// One backup of one VM.
 #[derive(Debug, Clone)]
@@ -15,6 +33,10 @@ pub struct BackupOrder {
     pub task: String,
     /// The task's lease token; recorded in the restore point.
     pub epoch: u64,
+    /// What it builds on.
+    pub base: Base,
+    /// What the server knows it by; recorded in the restore point.
+    pub origin: Option<Origin>,
     /// The folder that holds all restore points. QEMU's user must be able to write there.
     pub repository_dir: PathBuf,
     /// A folder on a local, fast file system of the hypervisor host. QEMU's user must be able to write there.
@@ -35,7 +57,7 @@ pub struct BackupOrder {
 const DEFAULT_MIN_FREE_BYTES_MAX: u64 = 32 << 30;
 
 impl BackupOrder {
-    /// An order with the default limits.
+    /// An order of a full backup, with the default limits.
     pub fn new(
         restore_point: impl Into<String>,
         task: impl Into<String>,
@@ -46,6 +68,8 @@ impl BackupOrder {
             restore_point: restore_point.into(),
             task: task.into(),
             epoch: 0,
+            base: Base::Full { because: "it was ordered so".into() },
+            origin: None,
             repository_dir: repository_dir.into(),
             fleecing_dir: fleecing_dir.into(),
             min_free_fleecing_bytes: None,
@@ -63,6 +87,12 @@ impl BackupOrder {
                 format!("\"{}\" cannot name a restore point", self.restore_point),
                 format!("use 1 to {RESTORE_POINT_CHARS_MAX} letters and digits"),
             ));
+        }
+        if let Base::Parent { restore_point, .. } = &self.base
+            && (!is_restore_point_id(restore_point) || *restore_point == self.restore_point)
+        {
+            let cause = format!("restore point {} cannot build on \"{restore_point}\"", self.restore_point);
+            return Some((cause, "name another parent, or none".into()));
         }
         if self.cbw_timeout_s == 0 || self.stall_timeout_s == 0 {
             // To QEMU, 0 means to wait forever: a hung fleecing image would hang the guest.
@@ -95,6 +125,10 @@ mod tests {
             assert!(order(id).fault().is_some(), "{id}");
         }
         assert!(BackupOrder { cbw_timeout_s: 0, ..order("a") }.fault().is_some());
+        for parent in ["..", "a"] {
+            let base = Base::Parent { restore_point: parent.into(), dir: "/r/vm/x".into() };
+            assert!(BackupOrder { base, ..order("a") }.fault().is_some());
+        }
         assert!(BackupOrder { speed_bytes_per_s: Some(0), ..order("a") }.fault().is_some());
     }
 

@@ -149,9 +149,10 @@ mod tests {
             read_only: false,
             removable: false,
             bitmap_persistent: true,
+            bitmaps: vec![],
             skip: None,
         };
-        PlannedDisk { index, node_name: format!("disk{index}"), disk }
+        PlannedDisk { index, node_name: format!("disk{index}"), disk, backing: None }
     }
 
     fn names_of(stop: bool) -> Vec<&'static str> {

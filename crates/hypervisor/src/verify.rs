@@ -1,16 +1,19 @@
-//! Checking a finished restore point's images. Knows nothing of VMs; changes nothing.
+//! Checking a finished restore point: its own images and every one that they lie over. Knows nothing of VMs; changes nothing.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::chain::{self, POINTS_MAX};
 use crate::error::{ErrorClass, HypervisorError, Step};
 use crate::image::{self, Check};
 use crate::metadata::{self, RestorePointMetadata};
 
-/// One image of a restore point, checked.
+/// One image of a chain, checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifiedFile {
+    /// The restore point that the image belongs to: the one that was asked for, or one that it builds on.
+    pub restore_point: String,
     /// The image's file name.
     pub file: String,
     /// What is wrong with it; `None`: nothing.
@@ -22,21 +25,24 @@ pub struct VerifiedFile {
 pub struct VerifyReport {
     /// What the restore point says of itself.
     pub metadata: RestorePointMetadata,
-    /// Each of its images.
+    /// Each of its images, then each of its parent's, and so on to the full backup.
     pub files: Vec<VerifiedFile>,
+    /// What is wrong between two points of the chain, or where it ends too early; each names the restore point.
+    pub broken_links: Vec<String>,
 }
 
 impl VerifyReport {
-    /// Whether every image is sound.
+    /// Whether every image is sound, and the chain whole.
     pub fn is_sound(&self) -> bool {
-        self.files.iter().all(|f| f.fault.is_none())
+        self.broken_links.is_empty() && self.files.iter().all(|f| f.fault.is_none())
     }
 }
 
-/// Checks every image that the restore point's metadata names, by `qemu-img check`.
+/// Checks the whole chain of a restore point: every image by `qemu-img check`, and that sizes, lengths and what lies over what are as
+/// the descriptions say.
 ///
 /// # Errors
-/// If the folder is no restore point. A damaged or missing image is no error but a fault in the report.
+/// If the folder is no restore point. A damaged or missing image, or a broken chain, is no error but a fault in the report.
 pub async fn verify(restore_point_dir: &Path) -> Result<VerifyReport, HypervisorError> {
     let metadata = metadata::read(restore_point_dir).map_err(|e| {
         let place = restore_point_dir.display().to_string();
@@ -49,13 +55,38 @@ pub async fn verify(restore_point_dir: &Path) -> Result<VerifyReport, Hypervisor
             "see that this is a whole restore point",
         )
     })?;
-    let mut files = Vec::with_capacity(metadata.disks.len());
-    for disk in &metadata.disks {
-        let fault = match image::check(&restore_point_dir.join(&disk.file)).await {
-            Ok(Check::Sound) => None,
-            Ok(Check::Damaged(found)) | Err(found) => Some(found),
-        };
-        files.push(VerifiedFile { file: disk.file.clone(), fault });
+    let mut report = VerifyReport { metadata: metadata.clone(), files: Vec::new(), broken_links: Vec::new() };
+    let (mut dir, mut point, mut points) = (restore_point_dir.to_owned(), metadata, 1);
+    loop {
+        for disk in &point.disks {
+            let fault = match image::check(&dir.join(&disk.file)).await {
+                Ok(Check::Sound) => chain::file_fault(&dir, &point, disk),
+                Ok(Check::Damaged(found)) | Err(found) => Some(found),
+            };
+            let restore_point = point.restore_point.clone();
+            report.files.push(VerifiedFile { restore_point, file: disk.file.clone(), fault });
+        }
+        let Some(parent) = point.parent.clone() else { return Ok(report) };
+        dir.set_file_name(&parent);
+        match metadata::read(&dir) {
+            Ok(_) if points >= POINTS_MAX => {
+                report.broken_links.push(format!("restore point {parent}: it has no beginning"))
+            }
+            Ok(below) if below.restore_point != parent => {
+                let other = below.restore_point;
+                report.broken_links.push(format!("restore point {parent}: its description is that of {other}"));
+            }
+            Ok(below) => {
+                let fault = chain::link_fault(&point, &below);
+                report.broken_links.extend(fault.map(|why| format!("restore point {}: {why}", point.restore_point)));
+                (point, points) = (below, points + 1);
+                continue;
+            }
+            Err(e) => {
+                let what = format!("restore point {parent}: {} cannot be read ({e})", metadata::FILE_NAME);
+                report.broken_links.push(what);
+            }
+        }
+        return Ok(report);
     }
-    Ok(VerifyReport { metadata, files })
 }

@@ -6,7 +6,7 @@ use lull_api::Client;
 use lull_api::client::ClientError;
 use lull_api::infrastructure::{
     AcceptHostKey, Credential, CredentialChange, Finding, Host, NewCredential, NewHost, NewRepository, Proxy,
-    ProxyExplanation, Repository, RestorePoint, ServerStatus, Verification, Vm, VmChange,
+    ProxyExplanation, Repository, RepositoryScan, RestorePoint, ServerStatus, Verification, Vm, VmChange,
 };
 use lull_api::job::{Job, JobChange, NewJob, SavedJob};
 use lull_api::session::{HoldEnd, QuiesceRequest, Session, SessionSummary};
@@ -131,6 +131,10 @@ pub async fn add_repository(client: &Client, repository: &NewRepository) -> Answ
 
 pub async fn remove_repository(client: &Client, name: &str) -> Answer<()> {
     client.delete(&format!("/repositories/{}", segment(name))).await
+}
+
+pub async fn scan_repository(client: &Client, name: &str) -> Answer<RepositoryScan> {
+    client.post_and_wait(&format!("/repositories/{}/scan", segment(name)), &()).await
 }
 
 pub async fn jobs(client: &Client) -> Answer<Vec<Job>> {

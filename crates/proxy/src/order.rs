@@ -5,6 +5,7 @@
 use crate::access::{BadOrder, GuestAccess};
 use lull_engine::settings::GuestProcessing;
 use lull_guest_wire::Lease;
+use lull_hypervisor::{Base, Origin};
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::task_order::Work as WireWork;
 use std::path::PathBuf;
@@ -32,7 +33,7 @@ pub struct TaskSpec {
 #[derive(Debug, Clone)]
 pub enum Work {
     /// A restore point.
-    Backup(BackupSpec),
+    Backup(Box<BackupSpec>),
     /// A freeze as long as the caller wants it.
     Hold,
     /// A freeze and a thaw.
@@ -50,6 +51,10 @@ pub struct BackupSpec {
     pub speed_limit_bytes_per_s: u64,
     /// Bitmaps that stay, by name.
     pub bitmaps_owed: Vec<String>,
+    /// What it builds on.
+    pub base: Base,
+    /// What the server knows it by; absent in orders of servers that do not say.
+    pub origin: Option<Origin>,
 }
 
 /// A VM on a QEMU host.
@@ -96,12 +101,29 @@ impl TaskSpec {
                 if qemu.is_none() {
                     return Err(bad("asks for a backup without a hypervisor"));
                 }
-                Work::Backup(BackupSpec {
+                let base = match backup.parent {
+                    Some(parent) => Base::Parent {
+                        restore_point: short_id(&parent.restore_point_id)?,
+                        dir: parent.directory.into(),
+                    },
+                    None if backup.full_because.is_empty() => Base::Full { because: "it was ordered so".into() },
+                    None => Base::Full { because: backup.full_because },
+                };
+                let origin = backup.origin.map(|origin| Origin {
+                    restore_point_id: origin.restore_point_id,
+                    vm_id: order.vm_id.clone(),
+                    vm_name: vm_name.clone(),
+                    job: Some(origin.job_name).filter(|name| !name.is_empty()),
+                    session: order.session_id,
+                });
+                Work::Backup(Box::new(BackupSpec {
+                    base,
+                    origin,
                     repository_dir: backup.repository_dir.into(),
                     point: short_id(&backup.restore_point_id)?,
                     speed_limit_bytes_per_s: backup.speed_limit_bytes_per_s,
                     bitmaps_owed: bitmap_names(&backup.bitmaps_owed)?,
-                })
+                }))
             }
             Some(WireWork::Hold(_)) => Work::Hold,
             Some(WireWork::Rehearse(_)) => Work::Rehearse,
@@ -162,6 +184,30 @@ mod tests {
         let Work::Backup(backup) = &spec.work else { panic!() };
         assert_eq!(backup.point, "8333444455556666");
         assert_eq!(spec.lease(), Lease::default());
+    }
+
+    #[test]
+    fn what_a_backup_builds_on_is_read_with_the_folder_it_lies_in() {
+        let base = |change: fn(&mut v1::BackupWork)| {
+            let mut order = order();
+            if let Some(WireWork::Backup(backup)) = &mut order.work {
+                change(backup);
+            }
+            let Work::Backup(backup) = TaskSpec::from_wire(order).unwrap().work else { panic!() };
+            (backup.base, backup.origin)
+        };
+        assert_eq!(base(|_| ()), (Base::Full { because: "it was ordered so".into() }, None));
+        let why = base(|b| b.full_because = "the chain is complete".into()).0;
+        assert_eq!(why, Base::Full { because: "the chain is complete".into() });
+        let (parent, origin) = base(|b| {
+            let restore_point_id = "0197a3b2-1111-7222-8333-aaaabbbbcccc".to_string();
+            b.parent = Some(v1::ParentPoint { restore_point_id, directory: "/r/db1/8333aaaabbbbcccc".into() });
+            b.origin =
+                Some(v1::PointOrigin { restore_point_id: b.restore_point_id.clone(), job_name: "nightly".into() });
+        });
+        let dir = "/r/db1/8333aaaabbbbcccc".into();
+        assert_eq!(parent, Base::Parent { restore_point: "8333aaaabbbbcccc".into(), dir });
+        assert_eq!(origin.map(|o| (o.vm_name, o.job)), Some(("db1".into(), Some("nightly".into()))));
     }
 
     #[test]

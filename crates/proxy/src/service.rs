@@ -8,7 +8,7 @@ use crate::cancel::Cancel;
 use crate::carried::{self, Image};
 use crate::guest_session::{Connector, SshConnector};
 use crate::networks;
-use crate::order::{self, TaskSpec, Work};
+use crate::order::{self, BackupSpec, TaskSpec, Work};
 use crate::recover::{self, HypervisorSweep, Recovery};
 use crate::reporter::{Reporter, Sent};
 use crate::snapshotter::{QemuSnapshotter, Snapshotter};
@@ -179,7 +179,7 @@ async fn work(
     let connector = spec.guest.clone().map(SshConnector::new);
     let mut snapshotter = match (&spec.work, &spec.qemu) {
         (Work::Backup(backup), Some(qemu)) => {
-            Some(QemuSnapshotter::new(qemu.clone(), backup.clone(), &spec.task_id, spec.epoch))
+            Some(QemuSnapshotter::new(qemu.clone(), BackupSpec::clone(backup), &spec.task_id, spec.epoch))
         }
         _ => None,
     };

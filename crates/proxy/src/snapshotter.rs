@@ -25,16 +25,33 @@ pub trait Snapshotter: Send {
     }
     /// Everything ahead of the freeze window. The result is one line for people.
     async fn prepare(&mut self) -> Result<String, HypervisorError>;
+    /// Once it is prepared: why the backup is full, where it is.
+    fn full_because(&self) -> Option<String> {
+        None
+    }
     /// The only step inside the window.
     async fn snapshot(&mut self, guest_is_frozen: bool) -> Result<SnapshotTaken, HypervisorError>;
     /// Copies to the repository while the guest writes on.
     async fn copy(&mut self, progress: ProgressSink<'_>, cancel: CancellationToken) -> Result<String, HypervisorError>;
-    /// Checks the copy, makes it durable and final. `notes` are written into it.
-    async fn finish(&mut self, notes: &[(&str, String)]) -> Result<v1::RestorePointFiles, HypervisorError>;
+    /// Checks the copy, makes it durable and final. What is proved of it is written into it.
+    async fn finish(&mut self, proved: &Proved) -> Result<v1::RestorePointFiles, HypervisorError>;
     /// Undoes whatever was not finished. Idempotent, allowed at any time.
     async fn abandon(&mut self) -> Result<SweepReport, HypervisorError>;
     /// A fresh look: what of ours is there and not owed.
     async fn left(&mut self) -> Result<Vec<String>, HypervisorError>;
+}
+
+/// What is known of a restore point once its guest has been let go.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Proved {
+    /// The VM's name.
+    pub vm_name: String,
+    /// The level's name.
+    pub level: String,
+    /// Why it is not better.
+    pub reasons: Vec<String>,
+    /// All of it in one text.
+    pub summary: String,
 }
 
 /// A backup by QMP.
@@ -45,13 +62,15 @@ pub struct QemuSnapshotter {
     epoch: u64,
     vm: Option<QemuVm>,
     prepared: Option<PreparedBackup>,
+    read_bytes: u64,
     finished: bool,
 }
 
 impl QemuSnapshotter {
     /// Nothing is opened yet.
     pub fn new(qemu: QemuSpec, backup: BackupSpec, task: &str, epoch: u64) -> Self {
-        QemuSnapshotter { qemu, backup, task: task.into(), epoch, vm: None, prepared: None, finished: false }
+        let task = task.into();
+        QemuSnapshotter { qemu, backup, task, epoch, vm: None, prepared: None, read_bytes: 0, finished: false }
     }
 
     fn prepared(&mut self, step: Step) -> Result<&mut PreparedBackup, HypervisorError> {
@@ -113,12 +132,22 @@ impl Snapshotter for QemuSnapshotter {
         let fleecing = self.qemu.fleecing_dir.clone();
         let mut order = BackupOrder::new(&backup.point, &self.task, backup.repository_dir, fleecing);
         order.epoch = self.epoch;
+        order.base = backup.base;
+        order.origin = backup.origin;
         order.speed_bytes_per_s = Some(backup.speed_limit_bytes_per_s).filter(|speed| *speed > 0);
         let prepared = self.vm().await?.prepare(order).await?;
         let disks: Vec<&str> = prepared.facts().disks_to_back_up().map(|disk| disk.name.as_str()).collect();
-        let line = format!("QEMU {}, disks {}", prepared.facts().qemu_version, disks.join(", "));
+        let kind = match prepared.parent() {
+            Some(parent) => format!("incremental on {parent}"),
+            None => "full".into(),
+        };
+        let line = format!("QEMU {}, disks {}, {kind}", prepared.facts().qemu_version, disks.join(", "));
         self.prepared = Some(prepared);
         Ok(line)
+    }
+
+    fn full_because(&self) -> Option<String> {
+        self.prepared.as_ref()?.full_because().map(ToString::to_string)
     }
 
     async fn snapshot(&mut self, guest_is_frozen: bool) -> Result<SnapshotTaken, HypervisorError> {
@@ -127,14 +156,17 @@ impl Snapshotter for QemuSnapshotter {
 
     async fn copy(&mut self, progress: ProgressSink<'_>, cancel: CancellationToken) -> Result<String, HypervisorError> {
         let done = self.prepared(Step::Copy)?.copy(|p| progress(p.copied_bytes, p.total_bytes), cancel).await?;
-        Ok(format!("{} MiB read, {} MiB stored", done.total_bytes >> 20, done.stored_bytes >> 20))
+        self.read_bytes = done.read_bytes;
+        let [total, read, stored] = [done.total_bytes, done.read_bytes, done.stored_bytes].map(|bytes| bytes >> 20);
+        Ok(format!("{read} of {total} MiB read, {stored} MiB stored"))
     }
 
-    async fn finish(&mut self, notes: &[(&str, String)]) -> Result<v1::RestorePointFiles, HypervisorError> {
+    async fn finish(&mut self, proved: &Proved) -> Result<v1::RestorePointFiles, HypervisorError> {
+        let read_bytes = self.read_bytes;
         let prepared = self.prepared(Step::Finish)?;
-        for (key, value) in notes {
-            prepared.annotate(*key, value);
-        }
+        prepared.annotate("vm", &proved.vm_name);
+        prepared.annotate("consistency", &proved.summary);
+        prepared.set_level(&proved.level, proved.reasons.clone());
         let files = prepared.finish().await?;
         self.finished = true;
         let name = |disk: &std::path::PathBuf| disk.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -145,6 +177,9 @@ impl Snapshotter for QemuSnapshotter {
             disks: files.disks.iter().filter_map(name).collect(),
             bitmap: files.metadata.bitmap,
             atomic: files.metadata.atomic,
+            kind: files.metadata.kind.to_string(),
+            full_because: files.metadata.full_because.unwrap_or_default(),
+            read_bytes,
         })
     }
 

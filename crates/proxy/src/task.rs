@@ -17,8 +17,8 @@ use crate::failure::{self, Stop};
 use crate::guest_session::{Connector, GuestSession};
 use crate::order::TaskSpec;
 use crate::reporter::{Reporter, StepOutcome};
-use crate::snapshotter::Snapshotter;
-use lull_engine::consistency::{Evidence, SnapshotEvidence, assess};
+use crate::snapshotter::{Proved, Snapshotter};
+use lull_engine::consistency::{Evidence, Reason, SnapshotEvidence, assess, level_name};
 use lull_engine::failover::FailureClass;
 use lull_engine::session::Hop;
 use lull_engine::settings::{ApplicationAware, ScriptMode};
@@ -230,8 +230,13 @@ impl Run<'_> {
         let (guest, hypervisor) = tokio::join!(guest, hypervisor);
         let hypervisor = hypervisor.map_err(|e| failure::of_hypervisor(Step::Inventory, &e).into());
         let result = guest.and_then(|guest| hypervisor.map(|hypervisor| [guest, hypervisor]));
-        self.end(Step::Inventory, began, result, |lines| lines.iter().flatten().cloned().collect::<Vec<_>>().join("; "))
-            .map(drop)
+        self.end(Step::Inventory, began, result, |lines| {
+            lines.iter().flatten().cloned().collect::<Vec<_>>().join("; ")
+        })?;
+        if let Some(why) = self.snapshotter.as_ref().and_then(|snapshotter| snapshotter.full_because()) {
+            self.reporter.info(format!("a full backup: {why}"));
+        }
+        Ok(())
     }
 
     async fn quiesce(&mut self) -> Result<(), Stop> {
@@ -304,9 +309,14 @@ impl Run<'_> {
         }
         let began = self.begin(Step::Verify, "");
         let assessment = assess(&self.evidence());
-        let notes = [("vm", self.spec.vm_name.clone()), ("consistency", assessment.to_string())];
+        let proved = Proved {
+            vm_name: self.spec.vm_name.clone(),
+            level: level_name(assessment.level).into(),
+            reasons: assessment.reasons.iter().map(Reason::to_string).collect(),
+            summary: assessment.to_string(),
+        };
         let Some(snapshotter) = &mut self.snapshotter else { return Ok(()) };
-        let result = snapshotter.finish(&notes).await.map_err(|e| failure::of_hypervisor(Step::Verify, &e).into());
+        let result = snapshotter.finish(&proved).await.map_err(|e| failure::of_hypervisor(Step::Verify, &e).into());
         let result = self.end(Step::Verify, began, result, |files: &v1::RestorePointFiles| {
             format!("{} of {} MiB in {}", files.disks.join(", "), files.bytes >> 20, files.directory)
         });

@@ -8,6 +8,7 @@ use lull_engine::failover::FailureClass;
 use lull_engine::session::TaskFailure;
 use lull_engine::settings::{ApplicationAware, GuestProcessing};
 use lull_guest_wire::{RefusalKind, ScriptStage};
+use lull_hypervisor::Base;
 use lull_proxy::cancel::Cancel;
 use lull_proxy::carried::Image;
 use lull_proxy::channel::{ChannelError, FailureKind, Hop};
@@ -62,6 +63,8 @@ impl Scene {
             point: "p1".into(),
             speed_limit_bytes_per_s: 0,
             bitmaps_owed: vec![],
+            base: Base::Full { because: "it is the first".into() },
+            origin: None,
         };
         let spec = TaskSpec {
             task_id: "t1".into(),
@@ -70,7 +73,7 @@ impl Scene {
             guest: None,
             qemu: None,
             settings: self.settings,
-            work: Work::Backup(backup),
+            work: Work::Backup(Box::new(backup)),
         };
         let (_hold, hold) = mpsc::channel(1);
         let listener = tokio::spawn({
@@ -147,6 +150,20 @@ async fn a_task_that_goes_well_reaches_application_level() {
         ["inventory", "pre-script", "quiesce", "arm", "freeze", "thaw", "release", "post-script", "bye"]
     );
     assert_eq!(played.snapshotter.begun, ["prepare", "snapshot", "copy", "finish", "abandon"]);
+}
+
+/// A full backup in an increment's place costs time and space: people learn why, and it is no warning.
+#[tokio::test(start_paused = true)]
+async fn why_a_backup_is_full_is_said_and_is_no_warning() {
+    let because = "the dirty bitmap of disk vd0 is gone";
+    let snapshotter = FakeSnapshotter { full_because: Some(because.into()), ..Default::default() };
+    let played = Scene { snapshotter, ..Default::default() }.play().await;
+    assert_eq!(played.finished.outcome, "success", "{}", played.words());
+    let notes = played.told.iter().filter_map(|event| if let Event::Note(note) = event { Some(note) } else { None });
+    let said: Vec<_> = notes.filter(|note| note.text.contains(because)).map(|note| note.level.as_str()).collect();
+    assert_eq!(said, ["info"]);
+    let incremental = Scene::default().play().await;
+    assert!(!incremental.words().contains("a full backup"));
 }
 
 #[tokio::test(start_paused = true)]

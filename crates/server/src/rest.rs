@@ -32,6 +32,7 @@
 //! | `POST /repositories` | `NewRepository` | 201 `Repository` |
 //! | `GET /repositories/{repository}` | | `Repository` |
 //! | `DELETE /repositories/{repository}` | | 204 |
+//! | `POST /repositories/{repository}/scan` | | `RepositoryScan`; restore points that were not known are recorded |
 //! | `GET /jobs` | | `[Job]` |
 //! | `POST /jobs` | `NewJob` | 201 `SavedJob` |
 //! | `POST /jobs/validate` | `NewJob` | `JobValidation`; nothing is saved |
@@ -49,7 +50,7 @@
 //! | `GET /restore-points?vm=VM` | | `[RestorePoint]`, newest first |
 //! | `GET /restore-points/{restore_point}` | | `RestorePoint` (by id only) |
 //! | `POST /restore-points/{restore_point}/verify` | | `Verification` |
-//! | `DELETE /restore-points/{restore_point}` | | 204; its files too |
+//! | `DELETE /restore-points/{restore_point}` | | 204; its files too; refused while others build on it |
 //! | `GET /proxies` | | `[Proxy]` |
 
 use crate::server::Server;
@@ -77,6 +78,7 @@ mod names;
 mod proxies;
 mod repositories;
 mod restore_points;
+mod scan;
 mod sessions;
 mod status;
 mod view;
@@ -145,6 +147,7 @@ fn endpoints() -> OpenApiRouter<Arc<Server>> {
         .routes(routes!(credentials::release))
         .routes(routes!(repositories::list, repositories::add))
         .routes(routes!(repositories::get, repositories::remove))
+        .routes(routes!(scan::scan))
         .routes(routes!(jobs::list, jobs::add))
         .routes(routes!(jobs::validate_new))
         .routes(routes!(jobs::get, jobs::change, jobs::remove))

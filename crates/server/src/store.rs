@@ -20,7 +20,11 @@ pub mod sessions;
 pub mod writes;
 
 /// Each brings the schema from one version to the next; the first from an empty file to version 1. Only ever added to.
-const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001.sql"), include_str!("../migrations/0002.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../migrations/0001.sql"),
+    include_str!("../migrations/0002.sql"),
+    include_str!("../migrations/0003.sql"),
+];
 /// `LULL`, in the header of the file.
 const APPLICATION_ID: i32 = 0x4c55_4c4c;
 const READERS_MAX: u32 = 4;

@@ -8,11 +8,12 @@ pub const USAGE: &str = "usage: cargo xtask bench [NAME...] [--json] [--pairs N]
 
   freeze-window  the freeze window of a job, beside a plain script with qemu-ga (30 pairs)
   ready          from task start to runtime ready, beside one OpenSSH login (15 rounds)
+  incremental    an incremental backup, beside a full one of the same guest (5 pairs), by name only
   soak           restore points under load, each booted and verified (30 points); takes an hour or so, by name only
   demo           fresh clone to the end of ./demo --check, and once more when built; by name only
 
   --json         the last line is an array of {name, unit, value, peer, ratio, goal, met}
-  --pairs N      pairs of freeze-window, rounds of ready; with fewer than the goal asks for, no goal counts as met or missed
+  --pairs N      pairs of freeze-window and incremental, rounds of ready; with fewer than the goal asks for, no goal counts as met or missed
   --points N     restore points of soak; likewise
   --profile P    cargo's profile to build Lull in; default dev, as ./demo does
   --lull FILE    measures this binary and builds nothing (not for demo)
@@ -26,6 +27,8 @@ pub enum Bench {
     FreezeWindow,
     /// See `ready`.
     Ready,
+    /// See `incremental`.
+    Incremental,
     /// See `soak`.
     Soak,
     /// See `demo`.
@@ -33,7 +36,7 @@ pub enum Bench {
 }
 
 impl Bench {
-    const ALL: [Bench; 4] = [Bench::FreezeWindow, Bench::Ready, Bench::Soak, Bench::Demo];
+    const ALL: [Bench; 5] = [Bench::FreezeWindow, Bench::Ready, Bench::Incremental, Bench::Soak, Bench::Demo];
     /// The quick ones.
     const UNNAMED: [Bench; 2] = [Bench::FreezeWindow, Bench::Ready];
 
@@ -42,6 +45,7 @@ impl Bench {
         match self {
             Bench::FreezeWindow => "freeze-window",
             Bench::Ready => "ready",
+            Bench::Incremental => "incremental",
             Bench::Soak => "soak",
             Bench::Demo => "demo",
         }
@@ -140,7 +144,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         for (words, expect) in [
-            (&["freeze"][..], "no bench is named freeze; there are: freeze-window, ready, soak, demo"),
+            (&["freeze"][..], "no bench is named freeze; there are: freeze-window, ready, incremental, soak, demo"),
             (&["--pairs"], "--pairs wants a value"),
             (&["--pairs", "0"], "--pairs wants a number from 1, not 0"),
             (&["--pairs", "many"], "--pairs wants a number from 1, not many"),

@@ -38,8 +38,8 @@ pub struct LullServer {
     process: Running,
     client: Client,
     log: PathBuf,
-    /// The restore point that is kept.
-    newest: Option<String>,
+    /// Restore points that are kept, the oldest first.
+    chain: Vec<String>,
 }
 
 /// A session that is over, with its events.
@@ -130,7 +130,7 @@ impl LullServer {
             .with_context(|| format!("the backup server did not say where it listens: {}", tail_of_file(&log)))??;
         let file = scene.state().join("admin-token");
         let token = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
-        Ok(LullServer { process, client: Client::new(&address, &token)?, log, newest: None })
+        Ok(LullServer { process, client: Client::new(&address, &token)?, log, chain: Vec::new() })
     }
 
     /// Adds the scene's host, guest, credentials, repository and job.
@@ -208,15 +208,19 @@ impl LullServer {
         Ok(self.client.get(&format!("/restore-points/{id}")).await?)
     }
 
-    /// Keeps this restore point and removes the one that was kept before, as retention would: the newest is what the
+    /// Keeps this restore point and what it builds on, and removes all others, as retention would: the newest is what the
     /// next backup builds on.
     ///
     /// # Errors
     /// What the server says.
     pub async fn keep_only(&mut self, id: String) -> Result<()> {
-        if let Some(former) = self.newest.replace(id) {
-            self.client.delete(&format!("/restore-points/{former}")).await?;
+        if self.restore_point(&id).await?.parent.is_none() {
+            // The newest first: what others build on cannot go.
+            while let Some(former) = self.chain.pop() {
+                self.client.delete(&format!("/restore-points/{former}")).await?;
+            }
         }
+        self.chain.push(id);
         Ok(())
     }
 

@@ -41,6 +41,19 @@ fn drives_of_every_style_are_named_and_found() {
 }
 
 #[test]
+fn a_drives_bitmaps_are_read_with_their_state() {
+    let drive_json = json!({"device": "", "qdev": "/machine/peripheral/vd0/virtio-backend", "removable": false, "inserted": image("qcow2")});
+    let node = json!([{"node-name": "n", "drv": "qcow2", "dirty-bitmaps": [
+        {"name": "lull-ab", "count": 65536, "granularity": 65536, "recording": true, "busy": false, "persistent": true},
+        {"name": "lull-cd", "count": 0, "granularity": 65536, "recording": false, "busy": false, "persistent": true, "inconsistent": true},
+        {"granularity": 65536}]}]);
+    let found = disk_from(&drive_json, &node).bitmaps;
+    assert_eq!(found.iter().map(|b| b.name.as_str()).collect::<Vec<_>>(), ["lull-ab", "lull-cd"]);
+    assert_eq!((found[0].recording, found[0].dirty_bytes, found[0].inconsistent), (true, 65536, false));
+    assert!(found[1].inconsistent && !found[1].recording);
+}
+
+#[test]
 fn what_is_no_disk_is_left_out_with_its_reason() {
     let skip = |json| drive(json).skip;
     assert_eq!(skip(json!({"device": "", "qdev": "cd0", "removable": true})), Some(SkipReason::NoMedium));

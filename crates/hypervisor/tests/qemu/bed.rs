@@ -56,6 +56,7 @@ pub struct Bed {
     pub repository: PathBuf,
     pub fleecing: PathBuf,
     child: Child,
+    extra: Vec<String>,
 }
 
 impl Bed {
@@ -72,31 +73,23 @@ impl Bed {
             std::fs::create_dir(folder).unwrap();
         }
         let disks: Vec<Disk> = styles.iter().enumerate().map(|(n, s)| create_disk(dir.path(), n, *s, bytes)).collect();
-        let mut command = Command::new(std::env::var("LULL_QEMU").unwrap_or("qemu-system-x86_64".into()));
-        command.args(std::env::var("LULL_QEMU_ARGS").unwrap_or_default().split_whitespace());
-        command.args([
-            "-name",
-            "vm",
-            "-machine",
-            "q35",
-            "-accel",
-            "tcg,thread=multi",
-            "-m",
-            "32",
-            "-nodefaults",
-            "-no-user-config",
-        ]);
-        command.args(["-display", "none", "-device", "virtio-scsi-pci,id=scsi", "-object", "iothread,id=io"]);
-        for (n, disk) in disks.iter().enumerate() {
-            command.args(disk_arguments(n, disk));
-        }
-        for name in ["vm.qmp", "vm.control"] {
-            command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", sockets.join(name).display()));
-        }
-        let errors = std::fs::File::create(dir.path().join("qemu.log")).unwrap();
-        let child = command.args(extra).stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn().unwrap();
+        let child = start_process(dir.path(), &disks, extra);
         let control = connect(&sockets.join("vm.control"), dir.path()).await;
-        Bed { host: QemuHost::new(sockets), control, disks, repository, fleecing, child, dir }
+        let extra = extra.iter().map(|a| (*a).to_owned()).collect();
+        Bed { host: QemuHost::new(sockets), control, disks, repository, fleecing, child, extra, dir }
+    }
+
+    /// Ends the VM's process, in order or by SIGKILL, and starts it again.
+    pub async fn restart(&mut self, in_order: bool) {
+        if in_order {
+            self.shut_down().await;
+        } else {
+            self.child.kill().unwrap();
+            self.child.wait().unwrap();
+        }
+        let extra: Vec<&str> = self.extra.iter().map(String::as_str).collect();
+        self.child = start_process(self.dir.path(), &self.disks, &extra);
+        self.control = connect(&self.host.dir().join("vm.control"), self.dir.path()).await;
     }
 
     pub async fn open(&self) -> QemuVm {
@@ -222,6 +215,32 @@ impl Load {
         self.stop.store(true, Ordering::Relaxed);
         self.task.await.unwrap()
     }
+}
+
+fn start_process(dir: &Path, disks: &[Disk], extra: &[&str]) -> Child {
+    let mut command = Command::new(std::env::var("LULL_QEMU").unwrap_or("qemu-system-x86_64".into()));
+    command.args(std::env::var("LULL_QEMU_ARGS").unwrap_or_default().split_whitespace());
+    command.args([
+        "-name",
+        "vm",
+        "-machine",
+        "q35",
+        "-accel",
+        "tcg,thread=multi",
+        "-m",
+        "32",
+        "-nodefaults",
+        "-no-user-config",
+    ]);
+    command.args(["-display", "none", "-device", "virtio-scsi-pci,id=scsi", "-object", "iothread,id=io"]);
+    for (n, disk) in disks.iter().enumerate() {
+        command.args(disk_arguments(n, disk));
+    }
+    for name in ["vm.qmp", "vm.control"] {
+        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", dir.join("host").join(name).display()));
+    }
+    let errors = std::fs::File::create(dir.join("qemu.log")).unwrap();
+    command.args(extra).stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn().unwrap()
 }
 
 fn create_disk(dir: &Path, n: usize, style: Style, bytes: u64) -> Disk {

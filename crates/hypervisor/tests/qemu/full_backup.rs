@@ -1,6 +1,6 @@
 //! Full backups that go well: content, size, metadata, what stays.
 
-use lull_hypervisor::{read_restore_points, verify};
+use lull_hypervisor::{Kind, scan, verify};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -51,10 +51,10 @@ async fn backup_equals_the_instant_of(bed: &Bed, styles: &[Style]) {
         "holes stay holes: {:?}",
         files.metadata.disks
     );
-    let (points, unreadable) = read_restore_points(&bed.repository).unwrap();
-    assert_eq!((points.len(), unreadable.len()), (1, 0));
-    assert_eq!(points[0].1, files.metadata);
-    assert_eq!(points[0].1.annotations["level"], "crash");
+    let scanned = scan(&bed.repository).unwrap();
+    assert_eq!((scanned.points.len(), scanned.strangers.len()), (1, 0));
+    assert_eq!((&scanned.points[0].point.metadata, &scanned.points[0].broken), (&files.metadata, &None));
+    assert_eq!((files.metadata.kind, files.metadata.annotations["level"].as_str()), (Kind::Full, "crash"));
     assert!(verify(&files.dir).await.unwrap().is_sound());
     assert_eq!(files_in(&bed.repository).len(), styles.len() + 1, "nothing but disks and metadata");
     assert_eq!(bed.open().await.residue(&["lull-rp1".into()]).await.unwrap(), Vec::<String>::new());

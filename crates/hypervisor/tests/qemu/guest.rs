@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use lull_hypervisor::{BackupOrder, ErrorClass, QemuHost, SweepOrder, sweep};
+use lull_hypervisor::{BackupOrder, Base, ErrorClass, QemuHost, SweepOrder, sweep};
 use tempfile::TempDir;
 
 use crate::bed::{MIB, copy, files_in, str, tool};
@@ -140,20 +140,29 @@ async fn a_running_guests_disks_show_one_instant_and_the_restore_point_boots() {
     let guest = Guest::start("instant");
     let mut last = 0;
     let mut owed: Vec<String> = Vec::new();
+    let mut parent = None;
     for round in 0..6 {
         let point = format!("rp{round}");
         let vm = guest.host().open(&guest.name).await.unwrap();
-        let mut backup = vm.prepare(guest.order(&point)).await.unwrap();
+        let mut order = guest.order(&point);
+        // Full, and then a chain: what boots at the end lies over four others.
+        if let Some(dir) = parent.take().filter(|_| round > 1) {
+            order.base = Base::Parent { restore_point: format!("rp{}", round - 1), dir };
+        }
+        let mut backup = vm.prepare(order).await.unwrap();
+        assert_eq!(backup.parent().is_some(), round > 1, "{:?}", backup.full_because());
         let taken = backup.snapshot(false).await.unwrap();
         assert!(taken.atomic && taken.vm_was_stopped);
         let done = copy(&mut backup).await.unwrap();
         let files = backup.finish().await.unwrap();
+        parent = Some(files.dir.clone());
         owed.push(taken.bitmap);
         assert_eq!(vm.residue(&owed).await.unwrap(), Vec::<String>::new());
         let seen = instant([&files.disks[1], &files.disks[7]]);
         println!(
-            "{point}: window {} us, {} MiB in {} ms, instant {seen}",
+            "{point}: window {} us, {} MiB read, {} MiB in {} ms, instant {seen}",
             taken.window_us,
+            done.read_bytes / MIB,
             done.stored_bytes / MIB,
             done.took_ms
         );

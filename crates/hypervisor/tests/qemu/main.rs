@@ -11,6 +11,7 @@ mod figures;
 mod full_backup;
 mod guard;
 mod guest;
+mod increments;
 mod killed;
 mod refused;
 mod storage;

@@ -30,6 +30,13 @@ pub enum RepositoryCommand {
         /// Name of the repository.
         name: String,
     },
+    /// Read what lies in a repository and make restore points known that are not, for instance after the server's state was lost.
+    ///
+    /// Add the hosts of their VMs first. Changes nothing in the repository. Ends with 6 if something was left out, is missing or broken.
+    Scan {
+        /// Name of the repository.
+        name: String,
+    },
     /// Remove a repository that no job needs any more; its files stay.
     Remove {
         /// Name of the repository.
@@ -49,6 +56,12 @@ pub async fn run(client: Client, screen: &Screen, command: RepositoryCommand) ->
         }
         RepositoryCommand::Show { name } => {
             screen.show(&calls::repository(&client, &name).await?, infrastructure::repository)?;
+        }
+        RepositoryCommand::Scan { name } => {
+            let scan = calls::scan_repository(&client, &name).await?;
+            screen.show(&scan, infrastructure::scan)?;
+            let whole = scan.left_out.is_empty() && scan.missing.is_empty() && !scan.cut_short;
+            return Ok(if whole { Exit::Ok } else { Exit::Warning });
         }
         RepositoryCommand::Remove { name } => {
             calls::remove_repository(&client, &name).await?;

@@ -25,16 +25,16 @@ pub enum RestorePointCommand {
         /// Id of the restore point.
         id: String,
     },
-    /// Check that every file of a restore point is there and sound.
+    /// Check that every file of a restore point, and of those that it builds on, is there and sound.
     ///
-    /// Ends with 0 if it is, with 1 if not.
+    /// Names the link where a chain is broken. Ends with 0 if it is, with 1 if not.
     Verify {
         /// Id of the restore point.
         id: String,
     },
     /// Remove a restore point with its files, for good.
     ///
-    /// Asks first; where there is no terminal to ask on, `--yes` is needed.
+    /// Refused, with their ids, while other restore points build on it. Asks first; where there is no terminal to ask on, `--yes` is needed.
     Remove {
         /// Id of the restore point.
         id: String,

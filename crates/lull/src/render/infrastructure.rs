@@ -3,7 +3,7 @@
 use super::table::{facts, or_dash, table};
 use super::text::one_line;
 use super::{Look, Tone, tone_of, units};
-use lull_api::infrastructure::{Credential, Elevation, Finding, Host, Repository, Vm};
+use lull_api::infrastructure::{Credential, Elevation, Finding, Host, Repository, RepositoryScan, Vm};
 
 /// Hosts.
 pub fn hosts(hosts: &[Host], look: &Look) -> String {
@@ -146,6 +146,25 @@ pub fn repository(repository: &Repository, look: &Look) -> String {
             ("problem", repository.problem.clone().unwrap_or_default()),
         ],
     )
+}
+
+/// What a scan of a repository found.
+pub fn scan(scan: &RepositoryScan, _: &Look) -> String {
+    let mut text = format!("{} restore points recorded, {} known before\n", scan.recorded.len(), scan.known);
+    let parts = [("left out", &scan.left_out), ("missing", &scan.missing), ("no restore point", &scan.strangers)];
+    for (what, findings) in parts {
+        for finding in findings {
+            let line = format!("{what}: {}: {}", finding.path, finding.why);
+            text.push_str(&format!("  {}\n", one_line(&line)));
+        }
+    }
+    if scan.more_strangers > 0 {
+        text.push_str(&format!("  no restore point: {} more\n", scan.more_strangers));
+    }
+    if scan.cut_short {
+        text.push_str("  the repository holds more folders than a scan looks into: the rest was not read\n");
+    }
+    text
 }
 
 /// A doctor's findings, with what to do about them.

@@ -52,6 +52,8 @@ pub fn restore_point(point: &RestorePoint, look: &Look) -> String {
             ("level", point.level.clone()),
             ("reasons", point.level_reasons.join("\n")),
             ("kind", point.kind.clone()),
+            ("builds on", or_dash(point.parent.map(|id| id.to_string()).as_deref())),
+            ("full because", or_dash(point.full_because.as_deref())),
             ("size", units::bytes(point.bytes)),
             ("job", or_dash(point.job.as_deref())),
             ("session", point.session.to_string()),

@@ -3,7 +3,9 @@
 use crate::fake::Fake;
 use crate::run::{Outcome, answer_on_a_terminal, document, run};
 use crate::samples::{explanation, finished, vm};
-use lull_api::infrastructure::{Finding, Host, Proxy, Repository, RestorePoint, ServerStatus, Verification};
+use lull_api::infrastructure::{
+    Finding, Host, Proxy, Repository, RepositoryScan, RestorePoint, ScanFinding, ServerStatus, Verification,
+};
 use lull_api::job::{GuestSettings, Job, SavedJob};
 use serde::Serialize;
 use serde_json::json;
@@ -67,6 +69,8 @@ fn point() -> RestorePoint {
         repository: "local".into(),
         created_at: "2026-03-01T12:00:00Z".into(),
         kind: "full".into(),
+        parent: None,
+        full_because: Some("the VM has no restore point in this repository yet".into()),
         level: "application".into(),
         level_reasons: vec!["/boot/efi was synced, not frozen".into()],
         directory: "/srv/backup/shop".into(),
@@ -132,6 +136,21 @@ fn repository() -> Repository {
         restore_points: 3,
         problem: None,
     }
+}
+
+#[test]
+fn what_a_scan_left_out_is_told_and_ends_with_6() {
+    let fake = Fake::start();
+    let path = "/srv/backup/shop/8333444455556666".to_string();
+    let left_out = ScanFinding { path: path.clone(), why: "restore point 83: it is missing".into() };
+    let scan = RepositoryScan { recorded: vec![Uuid::nil()], known: 2, left_out: vec![left_out], ..Default::default() };
+    fake.script.answer("POST /repositories/local/scan", &scan);
+    let output = run(&fake, &["repository", "scan", "local"]);
+    assert!(output.stdout.contains("1 restore points recorded, 2 known before"), "{output:?}");
+    assert!(output.stdout.contains(&format!("left out: {path}: restore point 83: it is missing")), "{output:?}");
+    assert_eq!(output.code, 6);
+    let whole = RepositoryScan { known: 3, ..Default::default() };
+    check(&["repository", "scan", "local"], "POST /repositories/local/scan", json!(null), &whole, "3 known before");
 }
 
 #[test]

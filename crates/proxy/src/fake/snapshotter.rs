@@ -1,6 +1,6 @@
 //! A hypervisor in memory, with failure knobs. Keeps account of what of ours it holds.
 
-use crate::snapshotter::{ProgressSink, Snapshotter};
+use crate::snapshotter::{ProgressSink, Proved, Snapshotter};
 use async_trait::async_trait;
 use lull_hypervisor::{ErrorClass, HypervisorError, SnapshotTaken, Step, SweepReport};
 use lull_proxy_wire::v1;
@@ -24,6 +24,8 @@ pub struct FakeSnapshotter {
     pub holds_something: bool,
     /// A restore point is there.
     pub finished: bool,
+    /// The backup is full, and why.
+    pub full_because: Option<String>,
 }
 
 impl FakeSnapshotter {
@@ -46,6 +48,10 @@ impl Snapshotter for FakeSnapshotter {
         self.begin("prepare", Step::Prepare)?;
         self.holds_something = true;
         Ok("a fake".into())
+    }
+
+    fn full_because(&self) -> Option<String> {
+        self.full_because.clone()
     }
 
     async fn snapshot(&mut self, guest_is_frozen: bool) -> Result<SnapshotTaken, HypervisorError> {
@@ -72,7 +78,7 @@ impl Snapshotter for FakeSnapshotter {
         Ok("1 MiB".into())
     }
 
-    async fn finish(&mut self, _: &[(&str, String)]) -> Result<v1::RestorePointFiles, HypervisorError> {
+    async fn finish(&mut self, _: &Proved) -> Result<v1::RestorePointFiles, HypervisorError> {
         self.begin("finish", Step::Finish)?;
         (self.finished, self.holds_something) = (true, false);
         Ok(v1::RestorePointFiles { directory: "/fake".into(), atomic: true, ..Default::default() })

@@ -5,13 +5,16 @@ use super::body::Params;
 use super::names::{Place, find_vm, listed};
 use crate::instant::{from_us, rfc3339};
 use crate::server::Server;
-use crate::store::restore_points::RestorePointRow;
+use crate::store::restore_points::{DAMAGED, RestorePointRow, SOUND};
+use crate::store::sessions::BackupPlan;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use jiff::Timestamp;
 use lull_api::Problem;
 use lull_api::infrastructure::{RestorePoint, Verification};
+use lull_engine::chain::{ChainPoint, dependents};
+use lull_engine::ids::RestorePointId;
 use serde::Deserialize;
 use std::io::ErrorKind;
 use std::path::Path as FilePath;
@@ -56,35 +59,41 @@ pub async fn get(State(server): State<Arc<Server>>, Path(id): Path<String>) -> A
     Ok(Json(shown(name.unwrap_or_default(), point)))
 }
 
-/// Checks every file of a restore point.
+/// Checks every file of a restore point and of those that it builds on.
 #[utoipa::path(post, path = "/restore-points/{restore_point}/verify", tag = "restore points",
     params(("restore_point" = String, Path, description = "id")), responses((status = 200, body = Verification)))]
 pub async fn verify(State(server): State<Arc<Server>>, Path(id): Path<String>) -> Answer<Json<Verification>> {
     let point = find(&server, &id).await?;
     let verification = match lull_hypervisor::verify(FilePath::new(&point.directory)).await {
         Ok(report) => {
-            let line = |file: &lull_hypervisor::verify::VerifiedFile| match &file.fault {
-                None => format!("{}: sound", file.file),
-                Some(fault) => format!("{}: {fault}", file.file),
+            let own = &report.metadata.restore_point;
+            let line = |file: &lull_hypervisor::verify::VerifiedFile| {
+                let whose = match &file.restore_point {
+                    point if point == own => String::new(),
+                    point => format!("restore point {point}, "),
+                };
+                format!("{whose}{}: {}", file.file, file.fault.as_deref().unwrap_or("sound"))
             };
             let mut findings: Vec<String> = report.files.iter().map(line).collect();
-            let missing: Vec<&String> =
-                point.disks.iter().filter(|disk| !report.files.iter().any(|file| file.file == **disk)).collect();
+            findings.extend(report.broken_links.iter().cloned());
+            let named = |disk: &str| report.metadata.disks.iter().any(|file| file.file == disk);
+            let missing: Vec<&String> = point.disks.iter().filter(|disk| !named(disk)).collect();
             findings.extend(missing.iter().map(|disk| format!("{disk}: not named in the restore point's own list")));
             Verification { ok: report.is_sound() && missing.is_empty(), findings }
         }
         Err(error) => Verification { ok: false, findings: vec![error.to_string()] },
     };
-    let verdict = if verification.ok { "sound" } else { "damaged" };
-    server.store.set_verified(point.id, &format!("{}: {verdict}", rfc3339(Timestamp::now()))).await?;
+    let verdict = if verification.ok { SOUND } else { DAMAGED };
+    server.store.set_verified(point.id, &format!("{}{verdict}", rfc3339(Timestamp::now()))).await?;
     Ok(Json(verification))
 }
 
-/// Deletes a restore point with its files.
+/// Deletes a restore point with its files, unless others build on it.
 #[utoipa::path(delete, path = "/restore-points/{restore_point}", tag = "restore points",
     params(("restore_point" = String, Path, description = "id")), responses((status = 204)))]
 pub async fn remove(State(server): State<Arc<Server>>, Path(id): Path<String>) -> Answer<StatusCode> {
     let point = find(&server, &id).await?;
+    may_go(&server, &point).await?;
     let repositories = server.store.repositories().await?;
     let folder = repositories.iter().find(|r| r.id == point.repository).map(|r| r.path.clone()).unwrap_or_default();
     let deleted = {
@@ -99,6 +108,32 @@ pub async fn remove(State(server): State<Arc<Server>>, Path(id): Path<String>) -
     })?;
     server.store.remove_restore_point(point.id).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Whether nothing builds on a restore point, and nothing is about to.
+async fn may_go(server: &Server, point: &RestorePointRow) -> Answer<()> {
+    let others = server.store.restore_points(Some(point.vm)).await?;
+    let chain: Vec<ChainPoint> = others.iter().map(RestorePointRow::chain_point).collect();
+    let lost = dependents(RestorePointId(point.id), &chain);
+    if !lost.is_empty() {
+        let lost: Vec<String> = lost.iter().map(RestorePointId::to_string).collect();
+        let what = format!("restore point {} was not deleted: others build on it", point.id);
+        return Err(Problem::new(409, "in-use", what)
+            .why(format!("without it these could not be restored: {}", listed(&lost)))
+            .remedy("delete those first, the newest before the others, or keep it")
+            .into());
+    }
+    // An order names its parent before there is a child that the database knows.
+    let open = server.book.open_tasks().await;
+    let backup = |backup: &BackupPlan| backup.repository.0 == point.repository;
+    let making = open.iter().find(|t| t.row.vm == point.vm && t.row.work.backup.as_ref().is_some_and(backup));
+    making.map_or(Ok(()), |task| {
+        let what = format!("restore point {} was not deleted: a backup may be building on it", point.id);
+        Err(Problem::new(409, "in-use", what)
+            .why(format!("session {} is backing {} up to the same repository", task.row.session, point.vm_name))
+            .remedy("delete it when that session is over")
+            .into())
+    })
 }
 
 /// Deletes what belongs to the restore point, and nothing else: a folder with anything else in it stays.
@@ -155,6 +190,8 @@ fn shown(repository: String, point: RestorePointRow) -> RestorePoint {
         repository,
         created_at: from_us(point.created_us).map(rfc3339).unwrap_or_default(),
         kind: point.kind,
+        parent: point.parent,
+        full_because: point.full_because,
         level: point.level,
         level_reasons: point.level_reasons,
         directory: point.directory,

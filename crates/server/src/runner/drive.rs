@@ -97,7 +97,7 @@ async fn call(
     let lost = |cause: String| Happening::event(TaskEvent::ProxyLost { epoch, cause });
     let mut client = link.client();
     let (sent, answer, cancelled) = if task.work.kind == SessionKind::Test {
-        let sent = Sent { epoch, guest: true, hypervisor: false, pinned: targets.pinned, job_name: None };
+        let sent = Sent { epoch, guest: true, hypervisor: false, pinned: targets.pinned, job_name: None, parent: None };
         let hypervisor = Some(targets.hypervisor);
         let order = v1::TestOrder { vm_name: task.vm_name.clone(), guest: targets.guest, hypervisor };
         (sent, client.test_guest(order).await, Some(from_us))

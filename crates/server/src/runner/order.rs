@@ -5,8 +5,10 @@ use super::report::Sent;
 use crate::secrets::Secrets;
 use crate::store::credentials::CredentialRow;
 use crate::store::infrastructure::{HostKeyRow, VmRow};
+use crate::store::restore_points::RestorePointRow;
 use crate::store::sessions::{SessionKind, TaskRow, short_id};
 use crate::store::{Store, StoreError, json};
+use lull_engine::chain::{ChainPoint, NoParent, POINTS_PER_CHAIN, parent_for};
 use lull_engine::failover::FailureClass;
 use lull_engine::ids::{CredentialId, SessionId, VmId};
 use lull_engine::session::{Hop, TaskFailure};
@@ -15,6 +17,7 @@ use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::{credential::Login, elevation::Method, hypervisor_target::Kind, task_order::Work};
 use secrecy::ExposeSecret;
 use std::collections::BTreeMap;
+use uuid::Uuid;
 
 /// Port of SSH.
 const SSH_PORT: u16 = 22;
@@ -184,6 +187,20 @@ pub async fn bitmaps_owed(store: &Store, task: &TaskRow) -> Result<Vec<String>, 
     Ok(newest.into_values().collect())
 }
 
+/// What the next backup of a task's VM builds on, or why on nothing.
+async fn parent(
+    store: &Store,
+    task: &TaskRow,
+    repository: Uuid,
+    points_per_chain: u32,
+) -> Result<Result<RestorePointRow, NoParent>, StoreError> {
+    let mut points = store.restore_points(Some(task.vm)).await?;
+    points.retain(|point| point.repository == repository);
+    let chain: Vec<ChainPoint> = points.iter().map(RestorePointRow::chain_point).collect();
+    let chosen = parent_for(&chain, points_per_chain);
+    Ok(chosen.and_then(|id| points.into_iter().find(|point| point.id == id.0).ok_or(NoParent::First)))
+}
+
 /// The order for a task that is not a test, and what to remember of it.
 pub async fn task_order(
     store: &Store,
@@ -191,17 +208,32 @@ pub async fn task_order(
     epoch: u64,
     targets: Targets,
 ) -> Result<(v1::TaskOrder, Sent), NoOrder> {
+    let job_name = store.session(task.session).await?.and_then(|session| session.job_name);
+    let mut parent_id = None;
     let work = match (&task.work.backup, task.work.kind) {
-        (Some(backup), _) => Work::Backup(v1::BackupWork {
-            repository_dir: backup.repository_dir.clone(),
-            restore_point_id: backup.short_id(),
-            speed_limit_bytes_per_s: backup.copy_limit_bytes_per_s,
-            bitmaps_owed: bitmaps_owed(store, task).await?,
-        }),
+        (Some(backup), _) => {
+            let (parent, full_because) = match parent(store, task, backup.repository.0, POINTS_PER_CHAIN).await? {
+                Ok(point) => {
+                    parent_id = Some(point.id);
+                    let restore_point_id = short_id(point.id);
+                    (Some(v1::ParentPoint { restore_point_id, directory: point.directory }), String::new())
+                }
+                Err(why) => (None, why.to_string()),
+            };
+            let restore_point_id = backup.restore_point.0.to_string();
+            Work::Backup(v1::BackupWork {
+                repository_dir: backup.repository_dir.clone(),
+                restore_point_id: backup.short_id(),
+                speed_limit_bytes_per_s: backup.copy_limit_bytes_per_s,
+                bitmaps_owed: bitmaps_owed(store, task).await?,
+                parent,
+                full_because,
+                origin: Some(v1::PointOrigin { restore_point_id, job_name: job_name.clone().unwrap_or_default() }),
+            })
+        }
         (None, SessionKind::Quiesce) => Work::Hold(v1::HoldWork {}),
         (None, _) => Work::Rehearse(v1::RehearseWork {}),
     };
-    let job_name = store.session(task.session).await?.and_then(|session| session.job_name);
     // A hold leaves the hypervisor's socket to the caller's own tool; a rehearsal does not need it.
     let hypervisor = Some(targets.hypervisor).filter(|_| task.work.backup.is_some());
     let sent = Sent {
@@ -210,6 +242,7 @@ pub async fn task_order(
         hypervisor: hypervisor.is_some(),
         pinned: targets.pinned,
         job_name,
+        parent: parent_id,
     };
     let order = v1::TaskOrder {
         task_id: task.id.to_string(),

@@ -49,6 +49,8 @@ pub struct Sent {
     pub pinned: Option<String>,
     /// The job's name.
     pub job_name: Option<String>,
+    /// The restore point that the backup was to build on.
+    pub parent: Option<Uuid>,
 }
 
 /// A step's name on the wire.
@@ -147,6 +149,7 @@ pub fn finished(
     let mut happening = Happening { told, ..Default::default() };
     let is_point = matches!(ending, Ending::Success | Ending::Warning { .. });
     if let (Some(backup), Some(files), true) = (&task.work.backup, &end.restore_point, is_point) {
+        let incremental = files.kind == "incremental";
         happening.writes.push(Write::RestorePoint(Box::new(RestorePointRow {
             id: backup.restore_point.0,
             vm: task.vm,
@@ -156,7 +159,9 @@ pub fn finished(
             task: task.id,
             repository: backup.repository.0,
             created_us: us(heard.snapshot_at.unwrap_or(now)),
-            kind: "full".into(),
+            kind: if incremental { "incremental" } else { "full" }.into(),
+            parent: sent.parent.filter(|_| incremental),
+            full_because: Some(files.full_because.clone()).filter(|why| !why.is_empty()),
             level: outcome.level.clone().unwrap_or_else(|| level_name(None).into()),
             level_reasons: outcome.level_reasons.clone(),
             directory: files.directory.clone(),

@@ -1,9 +1,16 @@
 //! Restore points. Names are kept beside ids: a restore point outlives its VM and its job.
 
 use super::{Store, StoreError, json};
+use lull_engine::chain::ChainPoint;
+use lull_engine::ids::RestorePointId;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
+
+/// How [`RestorePointRow::verified`] ends after a verification that found something.
+pub const DAMAGED: &str = ": damaged";
+/// How it ends after one that found nothing.
+pub const SOUND: &str = ": sound";
 
 /// A restore point.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,8 +31,12 @@ pub struct RestorePointRow {
     pub repository: Uuid,
     /// When it was recorded.
     pub created_us: i64,
-    /// `full`.
+    /// `full` or `incremental`.
     pub kind: String,
+    /// The restore point that an incremental one builds on.
+    pub parent: Option<Uuid>,
+    /// Why a full one is full.
+    pub full_because: Option<String>,
     /// `application`, `file-system`, `crash` or `none`.
     pub level: String,
     /// Why the level is not better.
@@ -43,7 +54,7 @@ pub struct RestorePointRow {
 }
 
 const COLUMNS: &str = "SELECT id, vm, vm_name, job_name, session, task, repository, created_us, kind, level, \
-                       level_reasons, directory, disks, bytes, bitmap, verified FROM restore_points";
+                       level_reasons, directory, disks, bytes, bitmap, verified, parent, full_because FROM restore_points";
 
 impl Store {
     /// Restore points, newest first; of one VM where one is given.
@@ -62,6 +73,16 @@ impl Store {
         let sql = "UPDATE restore_points SET verified = $2 WHERE id = $1";
         let done = sqlx::query(sql).bind(restore_point.to_string()).bind(verified).execute(&self.writer).await;
         self.removed("restore point", done)
+    }
+
+    /// Records restore points that were found in a repository, all or none.
+    pub async fn record_found(&self, points: &[RestorePointRow]) -> Result<(), StoreError> {
+        let doing = "recording restore points that were found";
+        let mut tx = self.begin(doing).await?;
+        for point in points {
+            point.insert().execute(&mut *tx).await.map_err(|e| self.refused("restore point", doing, e))?;
+        }
+        self.commit_tx(tx, doing).await
     }
 
     /// Forgets a restore point, whose files are gone.
@@ -91,16 +112,19 @@ impl Store {
             bytes: row.get::<i64, _>(13).unsigned_abs(),
             bitmap: row.get(14),
             verified: row.get(15),
+            parent: row.get::<Option<&str>, _>(16).map(|id| self.word(&what, id)).transpose()?,
+            full_because: row.get(17),
         })
     }
 }
 
 impl RestorePointRow {
-    /// The statement that records it.
+    /// The statement that records it. One that is recorded already, by a scan or by its own task, stays as it is.
     pub(super) fn insert(&self) -> sqlx::query::Query<'_, sqlx::Sqlite, sqlx::sqlite::SqliteArguments> {
         let sql = "INSERT INTO restore_points (id, vm, vm_name, job_name, session, task, repository, created_us, \
-                   kind, level, level_reasons, directory, disks, bytes, bitmap) \
-                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
+                   kind, level, level_reasons, directory, disks, bytes, bitmap, parent, full_because) \
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
+                   ON CONFLICT (id) DO NOTHING";
         sqlx::query(sql)
             .bind(self.id.to_string())
             .bind(self.vm.to_string())
@@ -117,5 +141,17 @@ impl RestorePointRow {
             .bind(json(&self.disks))
             .bind(i64::try_from(self.bytes).unwrap_or(i64::MAX))
             .bind(&self.bitmap)
+            .bind(self.parent.map(|id| id.to_string()))
+            .bind(&self.full_because)
+    }
+
+    /// What chains are made of.
+    pub fn chain_point(&self) -> ChainPoint {
+        ChainPoint {
+            id: RestorePointId(self.id),
+            parent: self.parent.map(RestorePointId),
+            has_bitmap: !self.bitmap.is_empty(),
+            damaged: self.verified.as_deref().is_some_and(|verdict| verdict.ends_with(DAMAGED)),
+        }
     }
 }

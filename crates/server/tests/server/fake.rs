@@ -49,6 +49,8 @@ pub struct Script {
     pub recoveries_fail_with: Option<FailureClass>,
     /// The task ends well, but a later login was refused.
     pub refused: String,
+    /// A backup that was to build on another is full, for this reason.
+    pub falls_back: Option<String>,
     /// A hold ends when nobody renewed it for so long.
     pub hold_silence_ms: u64,
 }
@@ -403,6 +405,7 @@ impl Fake {
             inventory_json: r#"{"os":"Debian GNU/Linux 12"}"#.into(),
             restore_point: backup.map(|backup| {
                 self.world.partial.store(false, Ordering::SeqCst);
+                let full = backup.parent.is_none() || up.script.falls_back.is_some();
                 v1::RestorePointFiles {
                     directory: format!("{}/db/{}", backup.repository_dir, backup.restore_point_id),
                     bytes: 1_000,
@@ -410,6 +413,9 @@ impl Fake {
                     disks: vec!["disk0.qcow2".into()],
                     bitmap: format!("lull-{}", backup.restore_point_id),
                     atomic: true,
+                    kind: if full { "full" } else { "incremental" }.into(),
+                    full_because: up.script.falls_back.clone().unwrap_or(backup.full_because),
+                    read_bytes: 2_000,
                 }
             }),
             receipt: Some(receipt),
