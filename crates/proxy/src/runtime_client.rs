@@ -53,7 +53,7 @@ impl From<FrameError> for CallError {
 #[derive(Debug)]
 pub enum Heard {
     /// The answer to the command with this number.
-    Reply(u32, Result<Answer, Refusal>),
+    Reply(u32, Box<Result<Answer, Refusal>>),
     /// A part of the listing, compressed.
     Listing(Vec<u8>),
 }
@@ -142,7 +142,7 @@ impl RuntimeClient {
     async fn any_reply(&mut self) -> Result<(u32, Result<Answer, Refusal>), CallError> {
         loop {
             match self.hear().await? {
-                Heard::Reply(id, result) => return Ok((id, result)),
+                Heard::Reply(id, result) => return Ok((id, *result)),
                 // Of a walk that was given up.
                 Heard::Listing(_) => {}
             }
@@ -153,7 +153,7 @@ impl RuntimeClient {
     pub async fn hear(&mut self) -> Result<Heard, CallError> {
         loop {
             match self.message().await? {
-                FromRuntime::Reply { id, result } => return Ok(Heard::Reply(id, result)),
+                FromRuntime::Reply { id, result } => return Ok(Heard::Reply(id, Box::new(result))),
                 FromRuntime::Listing(ListingFrame { compressed }) if compressed.len() > COMPRESSED_BYTES_MAX => {
                     return Err(CallError::Protocol(format!("a frame of {} bytes in a listing", compressed.len())));
                 }

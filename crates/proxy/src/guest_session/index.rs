@@ -143,7 +143,7 @@ impl<'a> Walk<'a> {
         loop {
             let asked = match self.next(client).await {
                 Next::Heard(Err(e)) => return self.lost(e.to_string()),
-                Next::Heard(Ok(Heard::Reply(id, result))) if id == self.index => return self.ended(result),
+                Next::Heard(Ok(Heard::Reply(id, result))) if id == self.index => return self.ended(*result),
                 Next::Heard(Ok(heard)) => {
                     self.heard = Instant::now();
                     if let Heard::Listing(compressed) = heard {
