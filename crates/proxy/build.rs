@@ -14,6 +14,12 @@ const PREBUILT: &str = "LULL_RUNTIME_LINUX";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Static, so that nothing is needed from the guest's libraries.
 const FLAGS_VARIABLE: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS";
+/// Compiled C is zstd only, and the component compresses at level 1: what higher levels need would only travel along.
+const C_FLAGS_VARIABLE: &str = "CFLAGS_x86_64_unknown_linux_gnu";
+const C_FLAGS: &str = "-DZSTD_EXCLUDE_DFAST_BLOCK_COMPRESSOR -DZSTD_EXCLUDE_GREEDY_BLOCK_COMPRESSOR \
+    -DZSTD_EXCLUDE_LAZY_BLOCK_COMPRESSOR -DZSTD_EXCLUDE_LAZY2_BLOCK_COMPRESSOR \
+    -DZSTD_EXCLUDE_BTLAZY2_BLOCK_COMPRESSOR -DZSTD_EXCLUDE_BTOPT_BLOCK_COMPRESSOR \
+    -DZSTD_EXCLUDE_BTULTRA_BLOCK_COMPRESSOR";
 
 fn main() -> Result<(), Failure> {
     println!("cargo::rerun-if-env-changed={PREBUILT}");
@@ -80,6 +86,7 @@ fn build() -> Result<PathBuf, Failure> {
         }
     }
     cargo.env(FLAGS_VARIABLE, "-C target-feature=+crt-static");
+    cargo.env(C_FLAGS_VARIABLE, C_FLAGS);
     let status = cargo.status()?;
     if !status.success() {
         return Err(format!("the runtime component was not built ({status}); cargo's lines above say why").into());

@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: measures Lull beside a named peer, and says whether the promised figures hold.
 //!
 //! Suggested reading order: [`figure`] (what comes out), [`statistics`], [`freeze_window`], [`ready`], [`incremental`], [`soak`],
-//! [`demo`] (the benches), [`stage`] (what they stand on: a guest of the testbed under load and a backup server of their own). This file only
+//! [`demo`], [`walk`] (the benches), [`stage`] (what they stand on: a guest of the testbed under load and a backup server of their own). This file only
 //! chooses which benches run and prints what they found; docs/performance.md says what each figure means.
 //!
 //! Every bench removes what it started: also after an error, on Ctrl-C and on SIGTERM.
@@ -24,6 +24,8 @@ mod soak;
 mod stage;
 mod statistics;
 mod testbed;
+mod tree;
+mod walk;
 
 use arguments::{Arguments, Bench};
 use figure::Figure;
@@ -94,6 +96,8 @@ async fn one(bench: Bench, arguments: &Arguments) -> Result<Vec<Figure>> {
         Bench::Incremental => incremental::measure(arguments).await,
         Bench::Soak => soak::measure(arguments).await,
         Bench::Demo => demo::measure(arguments).await,
+        Bench::Walk => walk::measure(arguments).await,
+        Bench::WalkMemory => walk::measure_memory(arguments).await,
     }
     .with_context(|| format!("{} could not be measured", bench.name()))
 }

@@ -225,10 +225,10 @@ impl Default for GuestProcessing {
 }
 
 impl GuestProcessing {
-    /// What this release does about indexing: nothing, since it has no catalog yet; [`Self::validate`] refuses
-    /// whoever asks for more.
+    /// Which files are listed: those that were chosen; where nothing was, none, since this release has no catalog yet. Until then
+    /// [`Self::validate`] refuses whoever chooses more.
     pub fn indexing_in_effect(&self) -> Indexing {
-        Indexing::Disabled
+        self.indexing.clone().unwrap_or(Indexing::Disabled)
     }
 
     /// Every setting that is out of bounds or that this release cannot honour; an empty list is a valid setting.

@@ -3,8 +3,11 @@
 //!
 //! ```text
 //! connect → deploy → inventory → pre-script → quiesce → freeze → snapshot → thaw → release → post-script
-//!         → copy → verify → remove → receipt
+//!         → [index ‖ copy → verify] → remove → receipt
 //! ```
+//!
+//! Two steps run at once only where the diagram says so. Index comes before copy in the order: whoever shows the step that was begun
+//! last then shows the copy, and an index that goes on beyond it moves nothing back.
 //!
 //! A step that was *begun* counts as having taken effect: its answer may have been lost on the way.
 
@@ -35,6 +38,8 @@ pub enum Step {
     Release,
     /// Run the post-thaw script.
     PostScript,
+    /// List the guest's files.
+    Index,
     /// Copy backup data to the repository.
     Copy,
     /// Verify what was written.
@@ -47,7 +52,7 @@ pub enum Step {
 
 impl Step {
     /// All steps in order.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Connect,
         Self::Deploy,
         Self::Inventory,
@@ -58,6 +63,7 @@ impl Step {
         Self::Thaw,
         Self::Release,
         Self::PostScript,
+        Self::Index,
         Self::Copy,
         Self::Verify,
         Self::Remove,
@@ -77,6 +83,7 @@ impl Step {
             Self::Thaw => "thaw",
             Self::Release => "release",
             Self::PostScript => "post-script",
+            Self::Index => "index",
             Self::Copy => "copy",
             Self::Verify => "verify",
             Self::Remove => "remove",
@@ -94,6 +101,8 @@ impl Step {
             // Preparing the hypervisor belongs to the inventory, so that nothing is left to do inside the window.
             Self::Inventory | Self::Snapshot => Some(Undo::SweepHypervisor),
             Self::Copy | Self::Verify => Some(Undo::DiscardPartialFile),
+            // A walk ends with the component; what was listed is the backup server's.
+            Self::Index => None,
             Self::Connect | Self::Thaw | Self::Release | Self::PostScript | Self::Remove | Self::Receipt => None,
         }
     }

@@ -4,6 +4,7 @@
 //! [`crate::PROTOCOL_VERSION`]. tests/past_versions.rs reads what past versions wrote. Knows nothing of how a command is carried out.
 
 use crate::lease::Lease;
+use crate::listing::{IndexOrder, IndexSummary, ListingFrame};
 use serde::{Deserialize, Serialize};
 
 /// Names one freeze. The proxy draws it; every later word about the freeze repeats it.
@@ -45,6 +46,10 @@ pub enum Command {
     Release,
     /// End: answer [`Answer::Done`], remove everything, exit.
     Bye,
+    /// Walk the file systems and list what is there. [`FromRuntime::Listing`]s come, then the answer: [`Answer::Indexed`].
+    Index(IndexOrder),
+    /// End the walk. Answer: [`Answer::Done`]; the walk's own reply follows.
+    CancelIndex,
 }
 
 /// Before or after the freeze.
@@ -112,6 +117,8 @@ pub enum FromRuntime {
     },
     /// Something worth telling, at any time outside the freeze window.
     Event(Event),
+    /// A part of what a walk found, between [`Command::Index`] and its answer.
+    Listing(ListingFrame),
 }
 
 /// Who speaks.
@@ -149,6 +156,8 @@ pub enum Answer {
     Thawed(Thawed),
     /// To commands that have nothing to say.
     Done,
+    /// To [`Command::Index`], also when it was cancelled.
+    Indexed(IndexSummary),
 }
 
 /// Why a command was not carried out.
@@ -389,6 +398,8 @@ pub enum Phase {
     Frozen,
     /// `FITHAW` under way.
     Thawing,
+    /// A walk runs.
+    Indexing,
 }
 
 /// The end of a freeze.

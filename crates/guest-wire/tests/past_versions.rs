@@ -1,8 +1,9 @@
-//! What version 1 put on the wire, byte by byte: a change that moves a field or a variant fails here, and needs a new version with
-//! a file of its own beside this one.
+//! What each version put on the wire, byte by byte: a change that moves a field or a variant fails here, and needs a new version with
+//! a file of its own beside the others.
 //!
 //! `LULL_WRITE_WIRE=1` writes the file of the version under development anew.
 
+use lull_guest_wire::frame::HEADER_BYTES;
 use lull_guest_wire::*;
 use std::fmt::Write;
 use std::path::Path;
@@ -10,6 +11,7 @@ use std::path::Path;
 const DISK: Superblock = Superblock { major: 254, minor: 1 };
 const FREEZE: FreezeId = FreezeId(0x0102_0304_0506_0708);
 
+/// The commands that version 1 had.
 fn commands() -> Vec<Command> {
     let script = ScriptOrder {
         stage: ScriptStage::PostThaw,
@@ -74,6 +76,7 @@ fn inventory() -> Inventory {
     }
 }
 
+/// The answers that version 1 had.
 fn answers() -> Vec<Answer> {
     let thaw = |result| SuperblockThaw { superblock: DISK, mount_point: "/".into(), result };
     let ends = [ScriptEnd::Exited(3), ScriptEnd::Signalled(9), ScriptEnd::TimedOut, ScriptEnd::Cancelled];
@@ -117,6 +120,7 @@ fn answers() -> Vec<Answer> {
     all
 }
 
+/// What version 1 said upwards.
 fn up() -> Vec<FromRuntime> {
     let kinds = [
         RefusalKind::NotNow,
@@ -135,6 +139,61 @@ fn up() -> Vec<FromRuntime> {
     all
 }
 
+fn commands_since_version_2() -> Vec<Command> {
+    let only = IndexScope::Only(vec![b"/srv".to_vec(), b"/home/\xff".to_vec()]);
+    let order = |scope| IndexOrder { scope, cross_mounts: true, flag_ctime_after_us: Some(-1) };
+    let mut all: Vec<Command> =
+        [IndexScope::Everything, IndexScope::ExceptNoise, only].map(|scope| Command::Index(order(scope))).into();
+    all.push(Command::CancelIndex);
+    all
+}
+
+fn up_since_version_2() -> Vec<FromRuntime> {
+    let summary = IndexSummary {
+        began_us: 1_795_000_000_000_000,
+        ended_us: 1_795_000_001_000_000,
+        folders: 2,
+        entries: 300,
+        unreadable_folders: 1,
+        unreadable_entries: 4,
+        vanished: 5,
+        complete: false,
+        stopped_because: Some("it was cancelled".into()),
+        examples: vec!["/x: Input/output error".into()],
+    };
+    let status = Status { phase: Phase::Indexing, freeze: None, remaining_ms: 0 };
+    vec![
+        FromRuntime::Listing(ListingFrame { compressed: vec![0x28, 0xb5, 0x2f, 0xfd] }),
+        FromRuntime::Reply { id: 1, result: Ok(Answer::Indexed(summary)) },
+        FromRuntime::Reply { id: 2, result: Ok(Answer::Status(status)) },
+    ]
+}
+
+/// A listing as it is inside the zstd frame.
+fn listing() -> listing::Listing<'static> {
+    use listing::{Entry, FolderListing, Kind, Listing};
+    let entry = Entry {
+        name: b"caf\xe9\n",
+        kind: Kind::File,
+        size_bytes: 1 << 40,
+        mtime_us: -1,
+        mode: 0o4755,
+        uid: 1_000,
+        gid: 100,
+        changed_after_freeze: true,
+    };
+    let kinds =
+        [Kind::File, Kind::Folder, Kind::Symlink, Kind::Fifo, Kind::Socket, Kind::CharDevice, Kind::BlockDevice];
+    let whole = FolderListing {
+        path: b"/",
+        error: None,
+        more: true,
+        entries: kinds.map(|kind| Entry { kind, ..entry }).into(),
+    };
+    let unread = FolderListing { path: b"/srv/x", error: Some("Input/output error"), more: false, entries: vec![] };
+    Listing { folders: vec![whole, unread] }
+}
+
 fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
@@ -146,20 +205,49 @@ fn bytes(hexadecimal: &str) -> Vec<u8> {
     (0..hexadecimal.len()).step_by(2).map(|at| u8::from_str_radix(&hexadecimal[at..at + 2], 16).unwrap()).collect()
 }
 
-#[test]
-fn version_1_is_written_and_read_as_ever() {
-    let down = commands().into_iter().zip(1..).map(|(command, id)| ToRuntime { id, command });
-    let down: Vec<String> = down.map(|message| hexadecimal(&frame::encode(&message).unwrap())).collect();
-    let all = up();
-    let written = all.iter().map(|message| hexadecimal(&frame::encode(message).unwrap()));
-    let lines: Vec<String> = down.into_iter().chain(written).collect();
+fn kept(version: u8) -> Vec<Vec<u8>> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/v{version}.txt"));
+    std::fs::read_to_string(file).unwrap().lines().map(bytes).collect()
+}
 
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1.txt");
+/// Commands, what is said upwards, and last a listing.
+fn written() -> Vec<Vec<u8>> {
+    let down = commands().into_iter().chain(commands_since_version_2()).zip(1..);
+    let down = down.map(|(command, id)| frame::encode(&ToRuntime { id, command }).unwrap());
+    let up = up().into_iter().chain(up_since_version_2()).map(|message| frame::encode(&message).unwrap());
+    down.chain(up).chain([postcard::to_stdvec(&listing()).unwrap()]).collect()
+}
+
+#[test]
+fn version_2_is_written_and_read_as_ever() {
+    let lines = written();
     if std::env::var_os("LULL_WRITE_WIRE").is_some() {
-        std::fs::write(&file, lines.join("\n") + "\n").unwrap();
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v2.txt");
+        let text: Vec<String> = lines.iter().map(|line| hexadecimal(line)).collect();
+        std::fs::write(&file, text.join("\n") + "\n").unwrap();
     }
-    let kept = std::fs::read_to_string(file).unwrap();
-    assert_eq!(lines, kept.lines().collect::<Vec<_>>(), "the wire changed: bump PROTOCOL_VERSION and keep this file");
-    let read = kept.lines().skip(commands().len()).map(|line| frame::read(&mut bytes(line).as_slice()).unwrap());
+    let kept = kept(PROTOCOL_VERSION);
+    assert_eq!(lines, kept, "the wire changed: bump PROTOCOL_VERSION and keep this file");
+    let (packed, frames) = kept.split_last().unwrap();
+    let commands = commands().len() + commands_since_version_2().len();
+    let read = frames[commands..].iter().map(|frame| frame::read(&mut frame.as_slice()).unwrap());
+    let all: Vec<FromRuntime> = up().into_iter().chain(up_since_version_2()).collect();
     assert_eq!(read.collect::<Vec<FromRuntime>>(), all);
+    assert_eq!(listing::read(packed).unwrap(), listing());
+}
+
+/// Another version is refused by name; and since variants are only ever appended, what it said is still understood.
+#[test]
+fn version_1_is_refused_by_name_and_its_messages_kept_their_place() {
+    let kept = kept(1);
+    let (down, above) = kept.split_at(commands().len());
+    for frame in &kept {
+        let refused = frame::read::<FromRuntime>(&mut frame.as_slice());
+        assert!(matches!(refused, Err(FrameError::Version(1))), "{refused:?}");
+    }
+    let body = |frame: &Vec<u8>| frame[HEADER_BYTES + 1..].to_vec();
+    let read = down.iter().map(|frame| postcard::from_bytes::<ToRuntime>(&body(frame)).unwrap().command);
+    assert_eq!(read.collect::<Vec<_>>(), commands());
+    let read = above.iter().map(|frame| postcard::from_bytes::<FromRuntime>(&body(frame)).unwrap());
+    assert_eq!(read.collect::<Vec<_>>(), up());
 }

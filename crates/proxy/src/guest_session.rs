@@ -1,13 +1,15 @@
 //! One task's work inside one guest, step by step: connect, deploy, inventory, scripts ([`script`]), quiesce,
-//! freeze and thaw ([`window`]), the thaw ladder ([`ladder`]), remove, receipt.
+//! freeze and thaw ([`window`]), the thaw ladder ([`ladder`]), the listing of files ([`index`]), remove, receipt.
 //!
 //! Each method is one step of the timeline and says in one line what came of it. Knows nothing of hypervisors and nothing
 //! of the order of the steps: [`crate::task`] does.
 
+mod index;
 mod ladder;
 mod script;
 mod window;
 
+pub use index::IndexEnd;
 pub use window::{Inside, Pulse};
 
 use crate::access::{Elevation, GuestAccess, HostKey};

@@ -1,18 +1,26 @@
 //! Tells the backup server what happens, in order and without gaps.
 //!
 //! Telling never waits: events go into memory, and inside the freeze window they are kept there until the guest is thawed,
-//! so that nothing of ours competes with the snapshot. Knows nothing of what the events mean.
+//! so that nothing of ours competes with the snapshot. Only frames of a listing wait, for room: there are many of them, and who hears
+//! them slowly must slow the guest's walk down instead of filling our memory. Knows nothing of what the events mean.
 
 use lull_engine::timeline::Step;
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::task_event::Event;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::Stream;
 use tonic::Status;
 
 /// What goes over the wire.
 pub type Sent = Result<v1::TaskEvent, Status>;
+
+/// Frames of a listing that were told and not heard yet; each has at most 256 KiB.
+const FRAMES_UNDER_WAY_MAX: usize = 16;
 
 /// Tells one caller about one piece of work. Clones tell the same caller.
 #[derive(Clone)]
@@ -24,6 +32,54 @@ struct Inner {
     /// Filled while events are held back.
     held: Option<Vec<v1::TaskEvent>>,
     warnings: Vec<String>,
+    room: Arc<Semaphore>,
+}
+
+/// What a reporter tells, for the one who listens.
+pub struct Told {
+    from: mpsc::UnboundedReceiver<Sent>,
+    room: Arc<Semaphore>,
+}
+
+impl Told {
+    /// The next event; `None` once all reporters are gone.
+    pub async fn recv(&mut self) -> Option<Sent> {
+        let sent = self.from.recv().await;
+        self.heard(sent.as_ref());
+        sent
+    }
+
+    /// The next event, if it is there already.
+    pub fn try_recv(&mut self) -> Result<Sent, TryRecvError> {
+        let sent = self.from.try_recv()?;
+        self.heard(Some(&sent));
+        Ok(sent)
+    }
+
+    fn heard(&self, sent: Option<&Sent>) {
+        if let Some(Ok(v1::TaskEvent { event: Some(Event::IndexFrame(_)), .. })) = sent {
+            self.room.add_permits(1);
+        }
+    }
+}
+
+impl Stream for Told {
+    type Item = Sent;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Sent>> {
+        let polled = self.from.poll_recv(context);
+        if let Poll::Ready(sent) = &polled {
+            self.heard(sent.as_ref());
+        }
+        polled
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        // Nobody hears any more: nobody need wait for room.
+        self.room.close();
+    }
 }
 
 /// How a step ended, on the wire.
@@ -55,9 +111,11 @@ impl StepOutcome {
 
 impl Reporter {
     /// A reporter, and what it tells.
-    pub fn new() -> (Reporter, mpsc::UnboundedReceiver<Sent>) {
-        let (to, receiver) = mpsc::unbounded_channel();
-        (Reporter(Arc::new(Mutex::new(Inner { to, seq: 0, held: None, warnings: Vec::new() }))), receiver)
+    pub fn new() -> (Reporter, Told) {
+        let (to, from) = mpsc::unbounded_channel();
+        let room = Arc::new(Semaphore::new(FRAMES_UNDER_WAY_MAX));
+        let inner = Inner { to, seq: 0, held: None, warnings: Vec::new(), room: room.clone() };
+        (Reporter(Arc::new(Mutex::new(inner))), Told { from, room })
     }
 
     fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -80,6 +138,16 @@ impl Reporter {
             Some(held) => held.push(event),
             // A caller that is gone is noticed elsewhere; the work is ended in order.
             None => drop(inner.to.send(Ok(event))),
+        }
+    }
+
+    /// Tells a frame of a listing, as soon as there is room for it.
+    pub async fn index_frame(&self, compressed: Vec<u8>) {
+        let room = self.inner().room.clone();
+        // Closed: nobody listens, which is noticed elsewhere.
+        if let Ok(permit) = room.acquire().await {
+            permit.forget();
+            self.tell(Event::IndexFrame(v1::IndexFrame { compressed }));
         }
     }
 
@@ -157,5 +225,20 @@ mod tests {
         let seqs = [told.recv().await.unwrap().unwrap().seq, told.recv().await.unwrap().unwrap().seq];
         assert_eq!(seqs, [2, 3]);
         assert!(reporter.has_warnings());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn frames_wait_for_whoever_hears_them_and_for_nobody_once_he_is_gone() {
+        let (reporter, mut told) = Reporter::new();
+        let mut sent = 0;
+        while tokio::time::timeout(Duration::from_secs(1), reporter.index_frame(vec![1])).await.is_ok() {
+            sent += 1;
+        }
+        assert_eq!(sent, FRAMES_UNDER_WAY_MAX);
+        reporter.info("events do not wait");
+        assert!(matches!(told.recv().await.unwrap().unwrap().event, Some(Event::IndexFrame(_))));
+        reporter.index_frame(vec![2]).await;
+        drop(told);
+        reporter.index_frame(vec![3]).await;
     }
 }

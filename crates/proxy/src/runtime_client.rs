@@ -3,7 +3,10 @@
 //! Nothing here runs by itself: bytes are read only while somebody awaits an answer, so a renewal can only come from code
 //! that makes progress. Knows nothing of what a command does.
 
-use lull_guest_wire::{Answer, Command, Event, FrameError, FromRuntime, Hello, Refusal, ToRuntime, frame};
+use lull_guest_wire::listing::COMPRESSED_BYTES_MAX;
+use lull_guest_wire::{
+    Answer, Command, Event, FrameError, FromRuntime, Hello, ListingFrame, Refusal, ToRuntime, frame,
+};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -44,6 +47,15 @@ impl From<FrameError> for CallError {
             other => CallError::Protocol(other.to_string()),
         }
     }
+}
+
+/// What a component says while it lists files.
+#[derive(Debug)]
+pub enum Heard {
+    /// The answer to the command with this number.
+    Reply(u32, Box<Result<Answer, Refusal>>),
+    /// A part of the listing, compressed.
+    Listing(Vec<u8>),
 }
 
 /// One connection to one component.
@@ -129,8 +141,23 @@ impl RuntimeClient {
 
     async fn any_reply(&mut self) -> Result<(u32, Result<Answer, Refusal>), CallError> {
         loop {
+            match self.hear().await? {
+                Heard::Reply(id, result) => return Ok((id, *result)),
+                // Of a walk that was given up.
+                Heard::Listing(_) => {}
+            }
+        }
+    }
+
+    /// The next answer or part of a listing. Dropping the future loses nothing.
+    pub async fn hear(&mut self) -> Result<Heard, CallError> {
+        loop {
             match self.message().await? {
-                FromRuntime::Reply { id, result } => return Ok((id, result)),
+                FromRuntime::Reply { id, result } => return Ok(Heard::Reply(id, Box::new(result))),
+                FromRuntime::Listing(ListingFrame { compressed }) if compressed.len() > COMPRESSED_BYTES_MAX => {
+                    return Err(CallError::Protocol(format!("a frame of {} bytes in a listing", compressed.len())));
+                }
+                FromRuntime::Listing(ListingFrame { compressed }) => return Ok(Heard::Listing(compressed)),
                 FromRuntime::Event(Event::Note(note)) => {
                     // Bounded: a component gone mad must not fill our memory.
                     if self.notes.len() < 1000 {

@@ -29,7 +29,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tonic::{Request, Response, Status, Streaming};
@@ -124,7 +123,7 @@ impl ProxyService {
             listener.abort();
             drop(counted);
         });
-        Response::new(Box::pin(UnboundedReceiverStream::new(events)))
+        Response::new(Box::pin(events))
     }
 }
 
@@ -148,8 +147,8 @@ fn refuse(error: &BadOrder) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
-/// Reads what comes after the order: cancellations, and the words of a caller who holds.
-async fn listen(mut words: Streaming<v1::ToTask>, cancel: Cancel, hold: mpsc::Sender<HoldWord>) {
+/// Reads what comes after the order: cancellations, of the task or of its index, and the words of a caller who holds.
+async fn listen(mut words: Streaming<v1::ToTask>, cancel: Cancel, stop_index: Cancel, hold: mpsc::Sender<HoldWord>) {
     loop {
         let word = match words.message().await {
             Ok(Some(v1::ToTask { message })) => message,
@@ -159,6 +158,7 @@ async fn listen(mut words: Streaming<v1::ToTask>, cancel: Cancel, hold: mpsc::Se
         };
         match word {
             Some(ToTask::Cancel(asked)) => cancel.cancel(asked.reason),
+            Some(ToTask::StopIndex(asked)) => stop_index.cancel(asked.reason),
             Some(ToTask::Renew(_)) => drop(hold.try_send(HoldWord::Renew)),
             Some(ToTask::End(v1::HoldEnd { succeeded, detail })) => {
                 drop(hold.send(HoldWord::End { succeeded, detail }).await);
@@ -175,6 +175,7 @@ async fn work(
     hold: mpsc::Receiver<HoldWord>,
     reporter: Reporter,
     cancel: Cancel,
+    stop_index: Cancel,
 ) -> v1::Finished {
     let connector = spec.guest.clone().map(SshConnector::new);
     let mut snapshotter = match (&spec.work, &spec.qemu) {
@@ -191,6 +192,7 @@ async fn work(
         hold,
         reporter,
         cancel,
+        stop_index,
     })
     .await
 }
@@ -219,10 +221,10 @@ impl Proxy for ProxyService {
         };
         let spec = TaskSpec::from_wire(order).map_err(|e| refuse(&e))?;
         let image = carried::linux_x86_64().map_err(|e| Status::failed_precondition(e.to_string()))?;
-        let cancel = Cancel::default();
+        let (cancel, stop_index) = (Cancel::default(), Cancel::default());
         let (to_hold, hold) = mpsc::channel(HOLD_WORDS_WAITING_MAX);
-        tokio::spawn(listen(words, cancel.clone(), to_hold));
-        Ok(self.start(cancel.clone(), |reporter| work(spec, image, hold, reporter, cancel)))
+        tokio::spawn(listen(words, cancel.clone(), stop_index.clone(), to_hold));
+        Ok(self.start(cancel.clone(), |reporter| work(spec, image, hold, reporter, cancel, stop_index)))
     }
 
     type RecoverStream = Events;

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! connect → deploy → inventory → pre-script → quiesce → freeze → snapshot → thaw → release → post-script
-//!         → copy → verify, then always: what the engine says is still to run, receipt last
+//!         → [index ‖ copy → verify], then always: what the engine says is still to run, receipt last
 //! ```
 //!
 //! What undoes what, and in which order, is [`lull_engine::timeline`]'s decision. Knows nothing of SSH or QMP.
 
+mod awake;
 mod back;
 mod rest;
 
@@ -17,22 +18,17 @@ use crate::failure::{self, Stop};
 use crate::guest_session::{Connector, GuestSession};
 use crate::order::TaskSpec;
 use crate::reporter::{Reporter, StepOutcome};
-use crate::snapshotter::{Proved, Snapshotter};
-use lull_engine::consistency::{Evidence, Reason, SnapshotEvidence, assess, level_name};
+use crate::snapshotter::Snapshotter;
+use lull_engine::consistency::{Evidence, SnapshotEvidence};
 use lull_engine::failover::FailureClass;
 use lull_engine::session::Hop;
 use lull_engine::settings::{ApplicationAware, ScriptMode};
 use lull_engine::timeline::{Progress, Step};
 use lull_guest_wire::ScriptStage;
-use lull_hypervisor::HypervisorError;
 use lull_proxy_wire::v1;
-use lull_proxy_wire::v1::task_event::Event;
 use rest::InsideOutput;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
-
-/// Progress of the copy is told this often at most.
-const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
 /// What a caller says about the hold it waits in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +60,8 @@ pub struct Task<'a> {
     pub reporter: Reporter,
     /// Whether to stop.
     pub cancel: Cancel,
+    /// Whether to list no more files.
+    pub stop_index: Cancel,
 }
 
 /// A task under way.
@@ -74,6 +72,7 @@ struct Run<'a> {
     hold: mpsc::Receiver<HoldWord>,
     reporter: Reporter,
     cancel: Cancel,
+    stop_index: Cancel,
     progress: Progress,
     snapshot: SnapshotEvidence,
     files: Option<v1::RestorePointFiles>,
@@ -81,7 +80,7 @@ struct Run<'a> {
 
 /// Carries the task out, forward and back; whatever happens, this is how it ended.
 pub async fn run(task: Task<'_>) -> v1::Finished {
-    let Task { spec, connector, image, snapshotter, hold, reporter, cancel } = task;
+    let Task { spec, connector, image, snapshotter, hold, reporter, cancel, stop_index } = task;
     let session = |connector| GuestSession::new(connector, image, &spec.vm_name, reporter.clone(), cancel.clone());
     let guest = connector.map(session);
     let mut run = Run {
@@ -91,6 +90,7 @@ pub async fn run(task: Task<'_>) -> v1::Finished {
         hold,
         reporter,
         cancel,
+        stop_index,
         progress: Progress::default(),
         snapshot: SnapshotEvidence::default(),
         files: None,
@@ -121,8 +121,7 @@ impl Run<'_> {
         }
         self.post_script().await?;
         self.cancel.check()?;
-        self.copy().await?;
-        self.verify().await
+        self.copy_and_index().await
     }
 
     /// Nothing is begun with a VM that cannot be backed up now.
@@ -159,16 +158,7 @@ impl Run<'_> {
         result: Result<T, Stop>,
         line: impl FnOnce(&T) -> String,
     ) -> Result<T, Stop> {
-        let (outcome, line) = match &result {
-            Ok(value) => {
-                self.progress.done.insert(step);
-                (StepOutcome::Ok, line(value))
-            }
-            Err(Stop::Cancelled(reason)) => (StepOutcome::Cancelled, reason.clone()),
-            Err(Stop::Failed(failure)) => (StepOutcome::Failed, format!("{}; {}", failure.cause, failure.remedy)),
-        };
-        self.reporter.ended(step, outcome, line, took);
-        result
+        tell_end(&self.reporter, &mut self.progress, step, took, result, line)
     }
 
     async fn guest_step(&mut self, step: Step) -> Result<(), Stop> {
@@ -276,54 +266,6 @@ impl Run<'_> {
         self.end(Step::Snapshot, began, result, String::clone).map(drop)
     }
 
-    async fn copy(&mut self) -> Result<(), Stop> {
-        if self.snapshotter.is_none() {
-            return Ok(());
-        }
-        let began = self.begin(Step::Copy, "");
-        let (reporter, token) = (self.reporter.clone(), self.cancel.token());
-        let Some(snapshotter) = &mut self.snapshotter else { return Ok(()) };
-        let mut last: Option<Instant> = None;
-        let mut progress = |done_bytes, total_bytes| {
-            if last.is_none_or(|last| last.elapsed() >= PROGRESS_EVERY) || done_bytes == total_bytes {
-                last = Some(Instant::now());
-                let step = Step::Copy.name().to_string();
-                reporter.tell(Event::Progress(v1::Progress { step, done_bytes, total_bytes }));
-            }
-        };
-        let result = snapshotter.copy(&mut progress, token).await;
-        let result = result.map_err(|e| self.cancelled_or(Step::Copy, &e));
-        self.end(Step::Copy, began, result, String::clone).map(drop)
-    }
-
-    fn cancelled_or(&self, step: Step, error: &HypervisorError) -> Stop {
-        match self.cancel.check() {
-            Err(stop) => stop,
-            Ok(()) => failure::of_hypervisor(step, error).into(),
-        }
-    }
-
-    async fn verify(&mut self) -> Result<(), Stop> {
-        if self.snapshotter.is_none() {
-            return Ok(());
-        }
-        let began = self.begin(Step::Verify, "");
-        let assessment = assess(&self.evidence());
-        let proved = Proved {
-            vm_name: self.spec.vm_name.clone(),
-            level: level_name(assessment.level).into(),
-            reasons: assessment.reasons.iter().map(Reason::to_string).collect(),
-            summary: assessment.to_string(),
-        };
-        let Some(snapshotter) = &mut self.snapshotter else { return Ok(()) };
-        let result = snapshotter.finish(&proved).await.map_err(|e| failure::of_hypervisor(Step::Verify, &e).into());
-        let result = self.end(Step::Verify, began, result, |files: &v1::RestorePointFiles| {
-            format!("{} of {} MiB in {}", files.disks.join(", "), files.bytes >> 20, files.directory)
-        });
-        self.files = Some(result?);
-        Ok(())
-    }
-
     fn evidence(&self) -> Evidence {
         let guest = self.guest.as_ref();
         evidence(&Facts {
@@ -334,4 +276,25 @@ impl Run<'_> {
             snapshot: self.snapshot,
         })
     }
+}
+
+/// Tells how a step ended, and remembers it.
+fn tell_end<T>(
+    reporter: &Reporter,
+    progress: &mut Progress,
+    step: Step,
+    took: Duration,
+    result: Result<T, Stop>,
+    line: impl FnOnce(&T) -> String,
+) -> Result<T, Stop> {
+    let (outcome, line) = match &result {
+        Ok(value) => {
+            progress.done.insert(step);
+            (StepOutcome::Ok, line(value))
+        }
+        Err(Stop::Cancelled(reason)) => (StepOutcome::Cancelled, reason.clone()),
+        Err(Stop::Failed(failure)) => (StepOutcome::Failed, format!("{}; {}", failure.cause, failure.remedy)),
+    };
+    reporter.ended(step, outcome, line, took);
+    result
 }

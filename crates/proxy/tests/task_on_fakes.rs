@@ -6,13 +6,13 @@
 use lull_engine::consistency::{ConsistencyLevel, Evidence, assess};
 use lull_engine::failover::FailureClass;
 use lull_engine::session::TaskFailure;
-use lull_engine::settings::{ApplicationAware, GuestProcessing};
+use lull_engine::settings::{ApplicationAware, GuestProcessing, Indexing};
 use lull_guest_wire::{RefusalKind, ScriptStage};
 use lull_hypervisor::Base;
 use lull_proxy::cancel::Cancel;
 use lull_proxy::carried::Image;
 use lull_proxy::channel::{ChannelError, FailureKind, Hop};
-use lull_proxy::fake::guest::{Behaviour, FakeGuest, State};
+use lull_proxy::fake::guest::{Behaviour, FakeGuest, State, Walk};
 use lull_proxy::fake::snapshotter::FakeSnapshotter;
 use lull_proxy::fake::{FakeConnector, Knobs};
 use lull_proxy::order::{BackupSpec, TaskSpec, Work};
@@ -35,6 +35,7 @@ struct Scene {
     snapshotter: FakeSnapshotter,
     settings: GuestProcessing,
     cancel_at: Option<&'static str>,
+    stop_index: Cancel,
 }
 
 struct Played {
@@ -49,6 +50,13 @@ impl Scene {
     fn with_scripts(mut self) -> Self {
         self.settings.scripts.linux.pre = Some("#!/bin/sh\n".into());
         self.settings.scripts.linux.post = Some("#!/bin/sh\n".into());
+        self
+    }
+
+    /// With a walk that brings so many frames, one each second.
+    fn that_lists(mut self, frames: u32) -> Self {
+        self.settings.indexing = Some(Indexing::Everything);
+        self.behaviour.walk = Walk { frames, frame_takes: Duration::from_secs(1), ..Walk::default() };
         self
     }
 
@@ -98,6 +106,7 @@ impl Scene {
             hold,
             reporter,
             cancel,
+            stop_index: self.stop_index,
         })
         .await;
         // What the guest's own tasks still do, they do now.
@@ -119,6 +128,26 @@ impl Played {
 
     fn words(&self) -> String {
         self.told.iter().map(|event| format!("{event:?}\n")).collect()
+    }
+
+    /// Frames that went up, and how the listing ended; its end comes once, after them all.
+    fn listed(&self) -> (usize, v1::IndexEnded) {
+        let is_frame = |event: &Event| matches!(event, Event::IndexFrame(_));
+        let ends = self.told.iter().enumerate().filter_map(|(at, event)| match event {
+            Event::IndexEnded(ended) => Some((at, ended.clone())),
+            _ => None,
+        });
+        let ends: Vec<_> = ends.collect();
+        let [(at, ended)] = ends.as_slice() else { panic!("{} ends of one listing\n{}", ends.len(), self.words()) };
+        assert!(!self.told[*at..].iter().any(is_frame), "a frame after the end\n{}", self.words());
+        let frames = self.told.iter().filter(|event| is_frame(event)).count();
+        assert_eq!((ended.frames, ended.bytes), (frames as u64, frames as u64 * 100));
+        (frames, ended.clone())
+    }
+
+    fn place_of_end(&self, step: &str) -> usize {
+        let is_it = |event: &Event| matches!(event, Event::StepEnded(ended) if ended.step == step);
+        self.told.iter().position(is_it).unwrap_or_else(|| panic!("{step} did not end\n{}", self.words()))
     }
 
     /// What must hold however it ended.
@@ -371,4 +400,116 @@ async fn a_login_refused_on_the_way_back_is_the_last_one() {
         }
         assert!(refused > 0 && while_frozen > 0, "no cut reached the ladder: {refused}, {while_frozen}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_files_are_listed_beside_the_copy_and_neither_waits_for_the_other() {
+    for (frames, copy_seconds) in [(40, 5), (5, 40)] {
+        let mut scene = Scene::default().with_scripts().that_lists(frames);
+        scene.snapshotter.copy_takes = Duration::from_secs(copy_seconds);
+        let played = scene.play().await;
+        played.assert_promises("listed");
+        assert_eq!(played.finished.outcome, "success", "{}", played.words());
+        assert_eq!(
+            played.guest.commands[6..],
+            ["release", "post-script", "index", "bye"],
+            "after everything that the guest waits for"
+        );
+        let (sent, ended) = played.listed();
+        assert_eq!((sent, ended.complete, ended.entries), (frames as usize, true, frames.into()));
+        let backup_first = played.place_of_end("verify") < played.place_of_end("index");
+        assert_eq!(backup_first, u64::from(frames) > copy_seconds, "{}", played.words());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_that_fails_is_a_warning_and_the_backup_as_good_as_ever() {
+    type Spoil = fn(&mut Behaviour);
+    let cases: [(&str, Spoil, &str); 5] = [
+        ("dies at the order", |guest| guest.dies_at = Some("index"), "the connection to the runtime component broke"),
+        ("dies in mid-walk", |guest| guest.walk.dies_after = Some(3), "the connection to the runtime component broke"),
+        ("refuses", |guest| guest.refuses = Some(("index", RefusalKind::Failed)), "as the knob says"),
+        ("hangs", |guest| guest.walk.hangs = true, "the component said nothing for 60 s"),
+        ("never ends", |guest| guest.loses_answer_to = Some("index"), "the walk brought nothing for 15 minutes"),
+    ];
+    for (scene_name, spoil, why) in cases {
+        let mut scene = Scene::default().with_scripts().that_lists(5);
+        spoil(&mut scene.behaviour);
+        let played = scene.play().await;
+        played.assert_promises(scene_name);
+        assert_eq!(played.finished.outcome, "warning", "{scene_name}\n{}", played.words());
+        assert_eq!(played.level(), Some(ConsistencyLevel::Application), "{scene_name}");
+        let (_, ended) = played.listed();
+        assert!(!ended.complete && ended.stopped_because.contains(why), "{scene_name}: {ended:?}");
+        let warning = format!("the guest's files were not all listed: {}", ended.stopped_because);
+        assert!(played.words().contains(&warning), "{scene_name}\n{}", played.words());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_server_stops_a_listing_and_the_backup_goes_on() {
+    let mut scene = Scene::default().that_lists(1_000);
+    scene.snapshotter.copy_takes = Duration::from_secs(30);
+    let stop = scene.stop_index.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        stop.cancel("the backup server's disk is full");
+    });
+    let played = scene.play().await;
+    played.assert_promises("stopped");
+    let (frames, ended) = played.listed();
+    assert!((5..15).contains(&frames), "{frames}");
+    assert_eq!(ended.stopped_because, "the backup server's disk is full");
+    assert!(played.guest.commands.contains(&"cancel-index"));
+    assert_eq!(played.finished.outcome, "warning");
+    assert!(played.finished.restore_point.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backup_that_fails_or_is_cancelled_ends_the_listing() {
+    let mut scene = Scene::default().that_lists(1_000_000);
+    scene.snapshotter.fails_at = Some("finish");
+    scene.snapshotter.copy_takes = Duration::from_secs(5);
+    let played = scene.play().await;
+    played.assert_promises("verify fails");
+    assert_eq!(played.failure().class, FailureClass::Hypervisor);
+    assert!(!played.listed().1.complete);
+
+    for step in ["index", "copy", "verify"] {
+        let mut scene = Scene { cancel_at: Some(step), ..Scene::default() }.that_lists(1_000_000);
+        // Cancelled at *verify*, the restore point is there: nothing is left to be cancelled but the listing.
+        scene.snapshotter.copy_takes = Duration::from_secs(if step == "verify" { 0 } else { 60 });
+        let played = scene.play().await;
+        played.assert_promises(&format!("cancelled at {step}"));
+        assert_eq!(played.listed().1.stopped_because, "a person asked", "at {step}");
+        let expect = if step == "verify" { "warning" } else { "cancelled" };
+        assert_eq!(played.finished.outcome, expect, "at {step}\n{}", played.words());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_listed_unless_the_order_says_so() {
+    for indexing in [None, Some(Indexing::Disabled)] {
+        let mut scene = Scene::default().that_lists(3);
+        scene.settings.indexing = indexing;
+        let played = scene.play().await;
+        assert!(!played.guest.commands.contains(&"index"));
+        assert!(!played.words().contains("Index"), "{}", played.words());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_while_files_are_listed_leaves_a_restore_point_and_nothing_else() {
+    let mut cut_in_the_walk = 0;
+    for cut in (600..2_400).step_by(53) {
+        let mut scene = Scene::default().that_lists(10);
+        scene.first.cut_after_bytes = Some(cut);
+        let played = scene.play().await;
+        played.assert_promises(&format!("cut after {cut} bytes"));
+        if played.told.iter().any(|event| matches!(event, Event::IndexEnded(ended) if !ended.complete)) {
+            cut_in_the_walk += 1;
+            assert!(played.finished.restore_point.is_some(), "cut after {cut} bytes\n{}", played.words());
+        }
+    }
+    assert!(cut_in_the_walk > 3, "{cut_in_the_walk} cuts fell into the walk");
 }

@@ -14,7 +14,9 @@ pub fn refused(command: &Command, phase: Phase, busy: Option<&str>) -> Option<St
             matches!(command, Command::Freeze(_) | Command::Status | Command::Thaw(_) | Command::Bye)
         }
         Phase::Script => matches!(command, Command::CancelScript | Command::Status | Command::Bye),
+        Phase::Indexing => matches!(command, Command::CancelIndex | Command::Status | Command::Bye),
         Phase::Idle if busy.is_some() => matches!(command, Command::Status | Command::Bye),
+        // A walk that ended while the order to cancel it was under way is no reason for a refusal.
         Phase::Idle => !matches!(command, Command::CancelScript),
     };
     if accepted {
@@ -27,6 +29,7 @@ pub fn refused(command: &Command, phase: Phase, busy: Option<&str>) -> Option<St
         }
         (Phase::Armed, _) => format!("{name} is not accepted between arm and freeze; thaw first"),
         (Phase::Script, _) => format!("{name} is not accepted while a script runs"),
+        (Phase::Indexing, _) => format!("{name} is not accepted while the guest's files are listed"),
         (Phase::Idle, Some(job)) => format!("{name} is not accepted while {job} is under way"),
         (Phase::Idle, None) => format!("{name} is not accepted: no script runs"),
     })
@@ -46,18 +49,21 @@ pub fn name(command: &Command) -> &'static str {
         Command::Thaw(_) => "thaw",
         Command::Release => "release",
         Command::Bye => "bye",
+        Command::Index(_) => "index",
+        Command::CancelIndex => "cancel index",
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lull_guest_wire::{ArmOrder, FreezeId, Lease, QuiesceOrder, ScriptOrder, ScriptStage};
+    use lull_guest_wire::{ArmOrder, FreezeId, IndexOrder, IndexScope, Lease, QuiesceOrder, ScriptOrder, ScriptStage};
 
     fn all() -> Vec<Command> {
         let order = ScriptOrder { stage: ScriptStage::PreFreeze, body: vec![], timeout_ms: 1, environment: vec![] };
         let quiesce = QuiesceOrder { checkpoint: true, checkpoint_timeout_ms: 1, connect_timeout_ms: 1 };
         let arm = ArmOrder { freeze: FreezeId(1), lease: Lease::default(), exclude_mount_points: vec![] };
+        let index = IndexOrder { scope: IndexScope::Everything, cross_mounts: false, flag_ctime_after_us: None };
         vec![
             Command::Inventory,
             Command::Script(order),
@@ -70,6 +76,8 @@ mod tests {
             Command::Thaw(FreezeId(1)),
             Command::Release,
             Command::Bye,
+            Command::Index(index),
+            Command::CancelIndex,
         ]
     }
 
@@ -86,11 +94,25 @@ mod tests {
         check(Phase::Thawing, None, &["renew", "status", "thaw"]);
         check(Phase::Armed, None, &["freeze", "status", "thaw", "bye"]);
         check(Phase::Script, None, &["cancel script", "status", "bye"]);
+        check(Phase::Indexing, Some("a walk"), &["status", "bye", "cancel index"]);
         check(Phase::Idle, Some("an inventory"), &["status", "bye"]);
         check(
             Phase::Idle,
             None,
-            &["inventory", "script", "quiesce", "arm", "freeze", "renew", "status", "thaw", "release", "bye"],
+            &[
+                "inventory",
+                "script",
+                "quiesce",
+                "arm",
+                "freeze",
+                "renew",
+                "status",
+                "thaw",
+                "release",
+                "bye",
+                "index",
+                "cancel index",
+            ],
         );
     }
 }

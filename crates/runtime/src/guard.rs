@@ -141,7 +141,7 @@ fn open(mounted: &Mounted) -> Result<(String, OwnedFd), String> {
 }
 
 /// The number of the mount through which a descriptor was opened.
-fn mount_of(fd: &OwnedFd) -> Option<u64> {
+pub(crate) fn mount_of(fd: &OwnedFd) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
     text.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()
 }

@@ -14,6 +14,7 @@ use crate::guard::Guard;
 use crate::kernel;
 use crate::report;
 use crate::shared::{End, Slot};
+use crate::walk::moment::Moment;
 use lull_guest_wire::{Answer, FreezeId, Frozen, Phase, Refusal, RefusalKind, Thawed};
 
 /// Main looks this often whether the watchdog runs, in milliseconds.
@@ -35,6 +36,7 @@ pub struct Hold {
     freeze_reply: Option<u32>,
     thaw_replies: Vec<u32>,
     acknowledged: bool,
+    frozen_at: Option<Moment>,
     pool_started: bool,
     beats_seen: u32,
     beats_seen_ms: u64,
@@ -48,6 +50,8 @@ pub struct Ended {
     pub thawed: Thawed,
     /// Why it ended.
     pub end: End,
+    /// When everything was frozen, if it ever was.
+    pub frozen_at: Option<Moment>,
 }
 
 impl Ended {
@@ -76,6 +80,7 @@ impl Hold {
             freeze_reply: None,
             thaw_replies: Vec::with_capacity(16),
             acknowledged: false,
+            frozen_at: None,
             pool_started: false,
             beats_seen,
             beats_seen_ms: kernel::now_ms(),
@@ -166,6 +171,7 @@ impl Hold {
             (Phase::Freezing, None) if self.guard.freezer.state() == FreezerState::Frozen => {
                 self.phase = Phase::Frozen;
                 self.acknowledged = true;
+                self.frozen_at = Some(Moment::now());
                 if let Some(id) = self.freeze_reply.take() {
                     reply((id, Ok(Answer::Frozen(self.frozen(now_ms)))));
                 }
@@ -219,7 +225,7 @@ impl Hold {
     fn conclude(&mut self, end: End, reply: &mut dyn FnMut(Reply)) -> Ended {
         let shared = &self.guard.shared;
         let thawed = report::thawed(self.id, &self.guard.targets, shared, end, self.acknowledged);
-        let ended = Ended { thawed, end };
+        let ended = Ended { thawed, end, frozen_at: self.frozen_at };
         if let Some(id) = self.freeze_reply.take() {
             let kind = report::refusal_kind(end, &ended.thawed.superblocks);
             let message = ended.thawed.gaps.join("; ");

@@ -151,6 +151,12 @@ fn down_to_disks(
     (disks, foreign)
 }
 
+/// Superblocks of which at least a part lies on a disk that is not in the VM's snapshot.
+pub fn outside_the_snapshot(storage: &Storage) -> BTreeSet<Superblock> {
+    let all = storage.candidates.iter().map(|(candidate, _)| candidate.mounted.superblock);
+    all.filter(|superblock| !down_to_disks(storage, *superblock, LEVELS_MAX).1.is_empty()).collect()
+}
+
 /// Size and free space in bytes.
 fn sizes(place: &Path) -> Result<(u64, u64), std::io::Error> {
     let path = CString::new(place.as_os_str().as_bytes())?;

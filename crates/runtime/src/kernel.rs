@@ -152,3 +152,17 @@ pub fn set_nice(pid: libc::pid_t, nice: i32) {
     // SAFETY: no pointers. Where it is refused, nothing but speed is lost.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, pid as libc::id_t, nice) };
 }
+
+/// The nice value of whoever may wait: the worst there is.
+const NICE_PATIENT: i32 = 19;
+/// `IOPRIO_CLASS_IDLE` in the place where `ioprio_set` wants the class.
+const IOPRIO_IDLE: libc::c_int = 3 << 13;
+/// `IOPRIO_WHO_PROCESS`: one thread, in spite of its name.
+const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+
+/// This thread is the last to get a processor and the disk. Not [`hurry`]'s opposite: it is never taken back.
+pub fn step_back() {
+    set_nice(0, NICE_PATIENT);
+    // SAFETY: no pointers. Where it is refused, the disk's scheduler treats this thread like any other.
+    unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, IOPRIO_IDLE) };
+}

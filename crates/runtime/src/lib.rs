@@ -3,7 +3,7 @@
 //! Reading order: [`serve`] (the control loop) · [`accept`] (what is accepted when) · [`hold`] (one freeze) · [`shared`] (lease and
 //! slots, and the argument why no freeze slips past a thaw) · [`freeze`], [`thaw_pool`], [`watchdog`] (who freezes, who thaws, who
 //! guards) · [`guard`] (in which order all that comes and goes), [`carriers`], [`grace_periods`] · [`inventory`], [`mounts`], [`disks`], [`plan`] · [`script`] ·
-//! [`applications`], [`postgres`].
+//! [`applications`], [`postgres`] · [`walk`].
 //!
 //! Synchronous, no async runtime, nothing needed from the guest's libraries. Knows nothing of SSH, hypervisors or jobs.
 
@@ -29,4 +29,5 @@ pub mod script;
 pub mod serve;
 pub mod shared;
 pub mod thaw_pool;
+pub mod walk;
 pub mod watchdog;

@@ -15,6 +15,8 @@ pub struct Mount {
     pub id: u64,
     /// The file system instance.
     pub superblock: Superblock,
+    /// What of the file system is mounted: `/`, or the part that a bind mount or a subvolume shows.
+    pub root: PathBuf,
     /// Where it is mounted.
     pub mount_point: PathBuf,
     /// This mount is read-only.
@@ -77,6 +79,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     Some(Mount {
         id: text(0)?.parse().ok()?,
         superblock: Superblock { major: major.parse().ok()?, minor: minor.parse().ok()? },
+        root: PathBuf::from(OsString::from_vec(unescape(fields.get(3)?))),
         mount_point: PathBuf::from(OsString::from_vec(unescape(fields.get(4)?))),
         read_only: read_only(fields.get(5)?),
         fs_type: text(dash + 1)?,

@@ -3,6 +3,7 @@
 //! It never waits for anything but its own poll: what can take long (inventory, quiesce, sync, scripts) runs as a *job* on one other
 //! thread, and `FIFREEZE` and `FITHAW` on theirs, so renew, status and thaw are always answered. No job runs while
 //! something is armed. Ends when the channel closes, after everything of ours is thawed, ended and removed.
+//! What the proxy does not take at once waits and is written when it does.
 //!
 //! Knows nothing of how a freeze is done ([`crate::hold`]) or what is accepted when ([`crate::accept`]).
 
@@ -18,6 +19,7 @@ use crate::kernel::{self, Bell};
 use crate::memory;
 use crate::script;
 use crate::shared::End;
+use crate::walk::outgoing::Outgoing;
 use lull_guest_wire::{
     Answer, ArmOrder, Armed, Command, Event, FRAME_BYTES_MAX, FrameError, FreezeId, FromRuntime, Hello, Inventory,
     Phase, Refusal, RefusalKind, SCRIPT_BYTES_MAX, Status, Superblock, ToRuntime,
@@ -27,6 +29,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
+
+mod indexing;
 
 /// After a freeze that ended by itself the proxy has this long to speak again, in milliseconds: a component that nobody
 /// talks to any more must not stay in the guest.
@@ -68,6 +72,8 @@ struct Server {
     job: Option<Job>,
     hold: Option<Hold>,
     last: Option<Ended>,
+    /// Frames of the walk that runs, until all are handed on.
+    walk: Option<Arc<Outgoing>>,
     silence_ends_ms: Option<u64>,
     /// `Bye` was ordered by this command.
     leaving: Option<u32>,
@@ -97,6 +103,7 @@ pub fn run(options: Options) -> ExitCode {
         job: None,
         hold: None,
         last: None,
+        walk: None,
         silence_ends_ms: None,
         leaving: None,
         cut: false,
@@ -114,29 +121,34 @@ impl Server {
         loop {
             if let Some(reply) = self.leaving.filter(|_| self.hold.is_none() && self.job.is_none()) {
                 self.reply((reply, Ok(Answer::Done)));
-                return true;
+                return self.channel.flush_all().is_ok();
             }
             let silent = self.silence_ends_ms.is_some_and(|end| kernel::now_ms() >= end);
             if self.cut || silent {
                 return false;
             }
             let watchdog = self.hold.as_ref().map_or(-1, |hold| hold.guard().watchdog_fd());
+            let (congested, waits) = (self.channel.is_congested(), self.channel.has_waiting());
             let mut polled = [
-                kernel::waiting(0, libc::POLLIN | libc::POLLRDHUP),
-                kernel::waiting(1, libc::POLLRDHUP),
+                kernel::waiting(0, if congested { 0 } else { libc::POLLIN } | libc::POLLRDHUP),
+                kernel::waiting(1, if waits { libc::POLLOUT } else { 0 } | libc::POLLRDHUP),
                 kernel::waiting(self.bell.raw(), libc::POLLIN),
                 kernel::waiting(watchdog, 0),
             ];
             kernel::poll(&mut polled, self.wait_ms());
             self.bell.hush();
+            self.cut |= self.channel.flush().is_err();
             let watchdog_dead = watchdog >= 0 && kernel::hung_up(&polled[3]);
             self.advance(watchdog_dead);
-            if polled[0].revents != 0 {
-                self.read();
+            match congested {
+                false if polled[0].revents != 0 => self.read(),
+                false => {}
+                true => self.cut |= kernel::hung_up(&polled[0]),
             }
             // After reading: commands that came before the proxy closed its side are still obeyed.
             self.cut |= kernel::hung_up(&polled[1]);
             self.advance(watchdog_dead);
+            self.hand_on_frames();
         }
     }
 
@@ -235,6 +247,11 @@ impl Server {
             Command::Quiesce(order) => self.start(id, "a quiesce", Phase::Idle, None, move |applications, _| {
                 Done::Answer(Ok(Answer::Quiesced(applications.quiesce(&order))), Vec::new())
             }),
+            Command::Index(order) => self.index(id, order),
+            Command::CancelIndex => {
+                self.stop_walk("it was cancelled");
+                self.reply((id, Ok(Answer::Done)));
+            }
             // No kind of application holds anything between quiesce and release yet.
             Command::Release => self.reply((id, Ok(Answer::Done))),
             Command::Arm(order) => self.arm(id, order),
@@ -256,6 +273,7 @@ impl Server {
                 if let Some(job) = &self.job {
                     job.cancel.ring();
                 }
+                self.stop_walk("the component was told to end");
                 if let Some(hold) = &mut self.hold {
                     hold.end(End::Ordered);
                 }
@@ -396,6 +414,7 @@ impl Server {
         };
         // The watchdog is forked next, and that needs a single thread.
         let _ = job.thread.join();
+        self.hand_on_the_rest();
         self.applications = Some(applications);
         match (done, job.lock) {
             (Done::Answer(result, notes), _) => {
@@ -433,6 +452,7 @@ impl Server {
 
     /// Leaves nothing: thaws, ends scripts, lets applications and the lock go.
     fn leave(&mut self) {
+        self.stop_walk("the channel closed");
         if let Some(job) = &mut self.job {
             job.cancel.ring();
             if let Some(lock) = job.lock.take() {

@@ -11,11 +11,14 @@ pub const USAGE: &str = "usage: cargo xtask bench [NAME...] [--json] [--pairs N]
   incremental    an incremental backup, beside a full one of the same guest (5 pairs), by name only
   soak           restore points under load, each booted and verified (30 points); takes an hour or so, by name only
   demo           fresh clone to the end of ./demo --check, and once more when built; by name only
+  walk           the runtime component lists half a million files, beside find and fd (5 rounds); by name only
+  walk-memory    its memory on five million entries; takes minutes to make them, by name only
 
   --json         the last line is an array of {name, unit, value, peer, ratio, goal, met}
-  --pairs N      pairs of freeze-window and incremental, rounds of ready; with fewer than the goal asks for, no goal counts as met or missed
+  --pairs N      pairs of freeze-window and incremental, rounds of ready and walk; with fewer than the goal asks for, no goal counts as met or missed
   --points N     restore points of soak; likewise
   --profile P    cargo's profile to build Lull in; default dev, as ./demo does
+  --tree DIR     walks this tree instead of one made for it
   --lull FILE    measures this binary and builds nothing (not for demo)
 
 Without a name: freeze-window and ready. Guests need QEMU (testbed/install.sh) and root or sudo to be built.";
@@ -33,10 +36,22 @@ pub enum Bench {
     Soak,
     /// See `demo`.
     Demo,
+    /// See `walk`.
+    Walk,
+    /// See `walk`.
+    WalkMemory,
 }
 
 impl Bench {
-    const ALL: [Bench; 5] = [Bench::FreezeWindow, Bench::Ready, Bench::Incremental, Bench::Soak, Bench::Demo];
+    const ALL: [Bench; 7] = [
+        Bench::FreezeWindow,
+        Bench::Ready,
+        Bench::Incremental,
+        Bench::Soak,
+        Bench::Demo,
+        Bench::Walk,
+        Bench::WalkMemory,
+    ];
     /// The quick ones.
     const UNNAMED: [Bench; 2] = [Bench::FreezeWindow, Bench::Ready];
 
@@ -48,6 +63,8 @@ impl Bench {
             Bench::Incremental => "incremental",
             Bench::Soak => "soak",
             Bench::Demo => "demo",
+            Bench::Walk => "walk",
+            Bench::WalkMemory => "walk-memory",
         }
     }
 }
@@ -67,6 +84,8 @@ pub struct Arguments {
     pub profile: String,
     /// A binary to measure instead of building one.
     pub lull: Option<PathBuf>,
+    /// A tree to walk instead of making one.
+    pub tree: Option<PathBuf>,
 }
 
 impl Arguments {
@@ -82,6 +101,7 @@ impl Arguments {
             points: None,
             profile: "dev".to_string(),
             lull: None,
+            tree: None,
         };
         let mut words = words.iter();
         while let Some(&word) = words.next() {
@@ -92,6 +112,7 @@ impl Arguments {
                 "--pairs" => arguments.pairs = Some(count(word, value()?)?),
                 "--points" => arguments.points = Some(count(word, value()?)?),
                 "--profile" => arguments.profile = value()?.to_string(),
+                "--tree" => arguments.tree = Some(PathBuf::from(value()?)),
                 "--lull" => arguments.lull = Some(PathBuf::from(value()?)),
                 _ if word.starts_with('-') => bail!("unknown option {word}"),
                 _ => arguments.benches.push(named(word)?),
@@ -144,7 +165,15 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         for (words, expect) in [
-            (&["freeze"][..], "no bench is named freeze; there are: freeze-window, ready, incremental, soak, demo"),
+    const ALL: [Bench; 7] = [
+        Bench::FreezeWindow,
+        Bench::Ready,
+        Bench::Incremental,
+        Bench::Soak,
+        Bench::Demo,
+        Bench::Walk,
+        Bench::WalkMemory,
+    ];
             (&["--pairs"], "--pairs wants a value"),
             (&["--pairs", "0"], "--pairs wants a number from 1, not 0"),
             (&["--pairs", "many"], "--pairs wants a number from 1, not many"),

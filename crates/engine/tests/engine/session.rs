@@ -267,6 +267,30 @@ fn what_the_last_task_left_is_paid_before_the_next_one_begins() {
 }
 
 #[test]
+fn an_index_beside_the_copy_moves_nothing_back() {
+    let at = |task: &Task| match &task.state {
+        TaskState::Running { step, .. } => *step,
+        other => panic!("{other:?}"),
+    };
+    // Whichever is begun first, the copy is what the task is at.
+    for first in [Step::Index, Step::Copy] {
+        let second = if first == Step::Index { Step::Copy } else { Step::Index };
+        let mut task = Task::running(Step::PostScript);
+        task.report(ProxyReport::StepStarted { step: first });
+        task.report(ProxyReport::StepStarted { step: second });
+        assert_eq!(at(&task), Step::Copy);
+        task.report(ProxyReport::StepEnded { step: Step::Copy });
+        task.report(ProxyReport::StepStarted { step: Step::Verify });
+        task.report(ProxyReport::StepEnded { step: Step::Verify });
+        // The index goes on beyond the backup.
+        task.report(ProxyReport::StepEnded { step: Step::Index });
+        assert_eq!(at(&task), Step::Verify);
+        task.report(ProxyReport::StepStarted { step: Step::Remove });
+        assert_eq!(at(&task), Step::Remove);
+    }
+}
+
+#[test]
 fn a_restarted_server_thaws_and_sweeps_before_it_closes_the_task_with_the_truth() {
     for step in Step::ALL {
         let mut task = Task::running(step);

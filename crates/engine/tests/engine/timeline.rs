@@ -26,6 +26,7 @@ fn a_failure_at_any_step_undoes_what_was_begun() {
         (Step::Thaw, "thaw, release, post-script, sweep hypervisor, discard partial file, remove, receipt"),
         (Step::Release, "release, post-script, sweep hypervisor, discard partial file, remove, receipt"),
         (Step::PostScript, "sweep hypervisor, discard partial file, remove, receipt"),
+        (Step::Index, "sweep hypervisor, discard partial file, remove, receipt"),
         (Step::Copy, "sweep hypervisor, discard partial file, remove, receipt"),
         (Step::Verify, "sweep hypervisor, discard partial file, remove, receipt"),
         (Step::Remove, "sweep hypervisor, remove, receipt"),

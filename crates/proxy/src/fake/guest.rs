@@ -6,8 +6,9 @@
 use crate::channel::Script;
 use lull_guest_wire::{
     Answer, Application, ApplicationPlace, ApplicationQuiesced, ApplicationState, Armed, Command, FileSystem,
-    Freezable, FreezeId, FromRuntime, Frozen, Hello, Inventory, Lease, Os, Phase, Refusal, RefusalKind, ScriptEnd,
-    ScriptResult, ScriptStage, Status, Superblock, SuperblockThaw, ThawResult, Thawed, ToRuntime, frame,
+    Freezable, FreezeId, FromRuntime, Frozen, Hello, IndexSummary, Inventory, Lease, ListingFrame, Os, Phase, Refusal,
+    RefusalKind, ScriptEnd, ScriptResult, ScriptStage, Status, Superblock, SuperblockThaw, ThawResult, Thawed,
+    ToRuntime, frame,
 };
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -37,6 +38,21 @@ pub struct Behaviour {
     pub script_exit: i32,
     /// How long each script and quiesce takes.
     pub work_takes: Duration,
+    /// What a walk does.
+    pub walk: Walk,
+}
+
+/// How the guest's files are listed.
+#[derive(Debug, Clone, Default)]
+pub struct Walk {
+    /// Frames that come.
+    pub frames: u32,
+    /// How long it takes to the next frame.
+    pub frame_takes: Duration,
+    /// The component is killed after so many.
+    pub dies_after: Option<u32>,
+    /// It answers nothing and ends only with the channel.
+    pub hangs: bool,
 }
 
 /// What became of the guest.
@@ -158,20 +174,18 @@ impl FakeGuest {
     async fn serve(&self, io: &mut DuplexStream) -> bool {
         let mut buffer = Vec::new();
         loop {
-            let order: ToRuntime = loop {
-                match frame::take(&mut buffer) {
-                    Ok(Some(order)) => break order,
-                    Ok(None) => {}
-                    Err(_) => return false,
-                }
-                if !matches!(io.read_buf(&mut buffer).await, Ok(1..)) {
-                    return false;
-                }
-            };
+            let Some(order) = heard(io, &mut buffer).await else { return false };
             let name = name(&order.command);
             self.lock().commands.push(name);
             if self.behaviour.dies_at == Some(name) {
                 return false;
+            }
+            let refused = self.behaviour.refuses.is_some_and(|(refused, _)| refused == name);
+            if matches!(order.command, Command::Index(_)) && !refused {
+                if !self.list(io, &mut buffer, order.id).await {
+                    return false;
+                }
+                continue;
             }
             if matches!(order.command, Command::Script(_) | Command::Quiesce(_)) {
                 tokio::time::sleep(self.behaviour.work_takes).await;
@@ -190,6 +204,45 @@ impl FakeGuest {
                 return true;
             }
         }
+    }
+
+    /// Sends frames until all are sent or the walk is cancelled; meanwhile obeys. False when the component ended.
+    async fn list(&self, io: &mut DuplexStream, buffer: &mut Vec<u8>, index: u32) -> bool {
+        let walk = &self.behaviour.walk;
+        let mut summary = IndexSummary { complete: true, folders: 1, ..IndexSummary::default() };
+        let mut until = Instant::now() + walk.frame_takes;
+        while summary.complete && (walk.hangs || summary.entries < walk.frames.into()) {
+            if walk.dies_after.is_some_and(|frames| summary.entries >= frames.into()) {
+                return false;
+            }
+            let order = tokio::select! {
+                order = heard(io, buffer) => order,
+                () = tokio::time::sleep_until(until), if !walk.hangs => {
+                    let frame = ListingFrame { compressed: vec![summary.entries as u8; 100] };
+                    if send(io, &FromRuntime::Listing(frame)).await.is_err() {
+                        return false;
+                    }
+                    summary.entries += 1;
+                    until = Instant::now() + walk.frame_takes;
+                    continue;
+                }
+            };
+            let Some(ToRuntime { id, command }) = order else { return false };
+            self.lock().commands.push(name(&command));
+            if walk.hangs {
+                continue;
+            }
+            if let Command::CancelIndex = command {
+                (summary.complete, summary.stopped_because) = (false, Some("it was cancelled".into()));
+            }
+            if send(io, &FromRuntime::Reply { id, result: self.obey(&command) }).await.is_err() {
+                return false;
+            }
+        }
+        if self.behaviour.loses_answer_to == Some("index") {
+            return true;
+        }
+        send(io, &FromRuntime::Reply { id: index, result: Ok(Answer::Indexed(summary)) }).await.is_ok()
     }
 
     fn obey(&self, command: &Command) -> Result<Answer, Refusal> {
@@ -248,7 +301,8 @@ impl FakeGuest {
                 Ok(Answer::Thawed(thawed))
             }
             Command::Status => Ok(Answer::Status(Status { phase: Phase::Idle, freeze: None, remaining_ms: 0 })),
-            Command::CancelScript | Command::Release | Command::Bye => Ok(Answer::Done),
+            Command::Index(_) => Err(refusal(RefusalKind::NotNow, "a walk runs")),
+            Command::CancelIndex | Command::CancelScript | Command::Release | Command::Bye => Ok(Answer::Done),
         }
     }
 }
@@ -262,6 +316,18 @@ impl State {
     fn check_lease(&mut self, lease: Lease) {
         let since = self.last_renewal.map_or(Duration::ZERO, |renewed| renewed.elapsed());
         self.gap |= since >= Duration::from_millis(lease.lease_ms);
+    }
+}
+
+/// The next order; nothing once the proxy is gone. Dropping the future loses nothing.
+async fn heard(io: &mut DuplexStream, buffer: &mut Vec<u8>) -> Option<ToRuntime> {
+    loop {
+        if let Some(order) = frame::take(buffer).ok()? {
+            return Some(order);
+        }
+        if !matches!(io.read_buf(buffer).await, Ok(1..)) {
+            return None;
+        }
     }
 }
 
@@ -295,6 +361,8 @@ fn name(command: &Command) -> &'static str {
         Command::Thaw(_) => "thaw",
         Command::Release => "release",
         Command::Bye => "bye",
+        Command::Index(_) => "index",
+        Command::CancelIndex => "cancel-index",
     }
 }
 

@@ -143,10 +143,15 @@ impl Bed {
         self.root.join(inside.trim_start_matches('/'))
     }
 
+    /// The host's mounts, for a thread that enters them.
+    pub fn mount_namespace(&self) -> File {
+        File::open(format!("/proc/{}/ns/mnt", self.holder.id())).unwrap()
+    }
+
     /// A command that runs inside the host.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        let namespace = File::open(format!("/proc/{}/ns/mnt", self.holder.id())).unwrap();
+        let namespace = self.mount_namespace();
         // SAFETY: setns and chdir only; the child has a single thread, as setns asks.
         unsafe {
             command.pre_exec(move || {

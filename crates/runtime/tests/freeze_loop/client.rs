@@ -73,6 +73,7 @@ impl Component {
                 FromRuntime::Reply { id, result } if id == wanted => return result,
                 FromRuntime::Reply { id, result } => panic!("answer to {id} while waiting for {wanted}: {result:?}"),
                 FromRuntime::Event(Event::Note(note)) => self.notes.push(note),
+                FromRuntime::Listing(_) => {}
                 FromRuntime::Hello(_) => panic!("a second hello"),
             }
         }

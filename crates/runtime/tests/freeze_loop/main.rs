@@ -5,6 +5,7 @@
 mod bed;
 mod client;
 mod deploy;
+mod listing;
 mod matrix;
 mod residence;
 mod scripts;

@@ -107,6 +107,8 @@ pub fn happening(task: &TaskRow, sent: &Sent, heard: &mut Heard, event: Event, n
         }
         // Progress is not stored, and the end is told by [`finished`].
         Event::Progress(_) | Event::Finished(_) => {}
+        // Nobody asks for an index yet: settings that do are refused.
+        Event::IndexFrame(_) | Event::IndexEnded(_) => {}
     }
     happening
 }
