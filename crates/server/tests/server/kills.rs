@@ -184,7 +184,9 @@ async fn a_recovery_that_is_refused_logs_in_once_and_says_what_stays_owed() {
     });
     let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
     let session = server
-        .until(id, "the login is refused", |s| s.tasks[0].notes.iter().any(|n| n.contains("not tried again: the guest")))
+        .until(id, "the login is refused", |s| {
+            s.tasks[0].notes.iter().any(|n| n.contains("not tried again: the guest"))
+        })
         .await;
     // The hypervisor's half is refused by the same knob; it logs in nowhere.
     let logins = || fake.recoveries().iter().filter(|r| r.guest.is_some()).count();
