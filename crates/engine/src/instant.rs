@@ -12,3 +12,9 @@ pub fn after_ms(at: Timestamp, ms: u64) -> Timestamp {
     let ms = i64::try_from(ms).unwrap_or(i64::MAX);
     at.checked_add(SignedDuration::from_millis(ms)).unwrap_or(Timestamp::MAX)
 }
+
+/// The instant `ms` milliseconds before `at`, at least the first one a [`Timestamp`] can hold.
+pub fn before_ms(at: Timestamp, ms: u64) -> Timestamp {
+    let ms = i64::try_from(ms).unwrap_or(i64::MAX);
+    at.checked_sub(SignedDuration::from_millis(ms)).unwrap_or(Timestamp::MIN)
+}

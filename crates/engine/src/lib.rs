@@ -6,7 +6,8 @@
 //! Suggested reading order: [`infrastructure`] and [`settings`] (what there is), [`job`] (what is wanted), [`licence`],
 //! [`selection`] and [`dispatch`] (who does it, and when), [`failover`] (what a failure means), [`timeline`] and
 //! [`session`] (how one VM's work proceeds), [`consistency`] (what its result is worth), [`chain`] (what a backup builds on),
-//! [`validation`] (what to tell the person who saves a job).
+//! [`retention`] (how long that is kept), [`schedule`] (when the next one is due), [`validation`] (what to tell the person
+//! who saves a job).
 
 pub mod chain;
 pub mod consistency;
@@ -17,6 +18,8 @@ pub mod infrastructure;
 pub mod instant;
 pub mod job;
 pub mod licence;
+pub mod retention;
+pub mod schedule;
 pub mod selection;
 pub mod session;
 pub mod settings;

@@ -6,6 +6,8 @@ mod dispatch;
 mod failover;
 mod infrastructure;
 mod job;
+mod retention;
+mod schedule;
 mod selection;
 mod selection_properties;
 mod session;
