@@ -11,7 +11,7 @@
 //! **An increment reads only what changed.** A copy of the parent's bitmap is made here, and so when every filter is in place and outside the freeze
 //! window: what was written before the filters is in it, and what was written since is read as it was before, which only costs. When a disk's
 //! turn comes the copy is merged into a bitmap on the view of the disk at the instant, and the job reads by it. The parent's own bitmap is not
-//! touched: whatever becomes of this backup, the next increment can start from it. See docs/decisions/0005-how-an-increment-is-read.md.
+//! touched: whatever becomes of this backup, the next increment can start from it. See docs/decisions/0006-how-an-increment-is-read.md.
 //!
 //! What ends a copy early: the repository (a write failed, or nothing moved for too long), the fleecing image (full or too slow: the snapshot
 //! broke, the guest did not notice), somebody who cancelled a job, the caller. [`diagnose`] and [`Stall`] are pure.
