@@ -10,7 +10,7 @@
 //! memory) · [`open`], [`stat`], [`walker`] (one folder) · [`packer`], [`outgoing`] (how it leaves) · [`pace`] (how many threads).
 //!
 //! Every walker is the last to get a processor and the disk. A walk stops at once when it is told to, or when nobody takes its frames
-//! any more; what cannot be read is counted and never ends it. docs/decisions/0005 argues why it is threads and not a process.
+//! any more; what cannot be read is counted and never ends it. docs/decisions/0006 argues why it is threads and not a process.
 //!
 //! Knows nothing of the channel, nor of when a walk is allowed.
 
