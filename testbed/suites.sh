@@ -25,6 +25,7 @@ suite sshd    root        'an OpenSSH server on loopback: logins, refusals, host
 suite channel root,guests  'SSH, elevation, deployment and receipt on real guests'          rust_target lull-proxy real_guest_ssh
 suite deploy  root,guests 'deployment without residue on a real guest, whatever its folders allow'       rust_target lull-proxy real_guest_deploy
 suite task root,guests     'whole tasks on a real guest, through the proxy'                 rust_target lull-proxy real_guest_task
+suite index root,guests    'the files of a real guest, listed beside its backup'            rust_target lull-proxy real_guest_index
 suite e2e root,guests      'the lull program on a real guest with bad luck of every kind: thawed, swept, the truth told' rust_table lull e2e the_whole_product
 suite other-guests root,guests 'a whole job, its receipt and a clone that boots: guests with systemd, with LVM, XFS and ESP' rust_table lull e2e a_whole_job
 suite demo guests          'the one command of the README, from nothing to proof'           ./demo --check
