@@ -7,6 +7,7 @@
 
 pub mod frame;
 pub mod lease;
+pub mod listing;
 pub mod message;
 
 pub use frame::{FRAME_BYTES_MAX, FrameError, PROTOCOL_VERSION};
