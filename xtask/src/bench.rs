@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: measures Lull beside a named peer, and says whether the promised figures hold.
 //!
-//! Suggested reading order: [`figure`] (what comes out), [`statistics`], [`freeze_window`], [`ready`], [`soak`], [`demo`] (the
+//! Suggested reading order: [`figure`] (what comes out), [`statistics`], [`freeze_window`], [`ready`], [`soak`], [`catalog`], [`demo`] (the
 //! benches), [`stage`] (what they stand on: a guest of the testbed under load and a backup server of their own). This file only
 //! chooses which benches run and prints what they found; docs/performance.md says what each figure means.
 //!
@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
 mod arguments;
+pub mod catalog;
 mod demo;
 mod figure;
 mod freeze_window;
@@ -91,6 +92,7 @@ async fn one(bench: Bench, arguments: &Arguments) -> Result<Vec<Figure>> {
         Bench::FreezeWindow => freeze_window::measure(arguments).await,
         Bench::Ready => ready::measure(arguments).await,
         Bench::Soak => soak::measure(arguments).await,
+        Bench::Catalog => tokio::task::block_in_place(|| catalog::measure(arguments)),
         Bench::Demo => demo::measure(arguments).await,
     }
     .with_context(|| format!("{} could not be measured", bench.name()))

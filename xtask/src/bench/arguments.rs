@@ -4,11 +4,12 @@ use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 
 /// Printed for `--help` and after a usage error.
-pub const USAGE: &str = "usage: cargo xtask bench [NAME...] [--json] [--pairs N] [--points N] [--profile P | --lull FILE]
+pub const USAGE: &str = "usage: cargo xtask bench [NAME...] [--json] [--pairs N] [--points N] [--profile P | --lull FILE] [--tree DIR]
 
   freeze-window  the freeze window of a job, beside a plain script with qemu-ga (30 pairs)
   ready          from task start to runtime ready, beside one OpenSSH login (15 rounds)
   soak           restore points under load, each booted and verified (30 points); takes an hour or so, by name only
+  catalog        size, ingest and search of the file catalog on a real tree, beside plocate's database; by name only
   demo           fresh clone to the end of ./demo --check, and once more when built; by name only
 
   --json         the last line is an array of {name, unit, value, peer, ratio, goal, met}
@@ -16,6 +17,7 @@ pub const USAGE: &str = "usage: cargo xtask bench [NAME...] [--json] [--pairs N]
   --points N     restore points of soak; likewise
   --profile P    cargo's profile to build Lull in; default dev, as ./demo does
   --lull FILE    measures this binary and builds nothing (not for demo)
+  --tree DIR     the tree that catalog takes in; default /, of one file system; with fewer than 500 000 entries some goals count neither way
 
 Without a name: freeze-window and ready. Guests need QEMU (testbed/install.sh) and root or sudo to be built.";
 
@@ -28,12 +30,14 @@ pub enum Bench {
     Ready,
     /// See `soak`.
     Soak,
+    /// See `catalog`.
+    Catalog,
     /// See `demo`.
     Demo,
 }
 
 impl Bench {
-    const ALL: [Bench; 4] = [Bench::FreezeWindow, Bench::Ready, Bench::Soak, Bench::Demo];
+    const ALL: [Bench; 5] = [Bench::FreezeWindow, Bench::Ready, Bench::Soak, Bench::Catalog, Bench::Demo];
     /// The quick ones.
     const UNNAMED: [Bench; 2] = [Bench::FreezeWindow, Bench::Ready];
 
@@ -43,6 +47,7 @@ impl Bench {
             Bench::FreezeWindow => "freeze-window",
             Bench::Ready => "ready",
             Bench::Soak => "soak",
+            Bench::Catalog => "catalog",
             Bench::Demo => "demo",
         }
     }
@@ -63,6 +68,8 @@ pub struct Arguments {
     pub profile: String,
     /// A binary to measure instead of building one.
     pub lull: Option<PathBuf>,
+    /// The tree that the catalog takes in.
+    pub tree: Option<PathBuf>,
 }
 
 impl Arguments {
@@ -78,6 +85,7 @@ impl Arguments {
             points: None,
             profile: "dev".to_string(),
             lull: None,
+            tree: None,
         };
         let mut words = words.iter();
         while let Some(&word) = words.next() {
@@ -89,6 +97,7 @@ impl Arguments {
                 "--points" => arguments.points = Some(count(word, value()?)?),
                 "--profile" => arguments.profile = value()?.to_string(),
                 "--lull" => arguments.lull = Some(PathBuf::from(value()?)),
+                "--tree" => arguments.tree = Some(PathBuf::from(value()?)),
                 _ if word.starts_with('-') => bail!("unknown option {word}"),
                 _ => arguments.benches.push(named(word)?),
             }
@@ -140,7 +149,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         for (words, expect) in [
-            (&["freeze"][..], "no bench is named freeze; there are: freeze-window, ready, soak, demo"),
+            (&["freeze"][..], "no bench is named freeze; there are: freeze-window, ready, soak, catalog, demo"),
             (&["--pairs"], "--pairs wants a value"),
             (&["--pairs", "0"], "--pairs wants a number from 1, not 0"),
             (&["--pairs", "many"], "--pairs wants a number from 1, not many"),

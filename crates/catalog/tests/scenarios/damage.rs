@@ -38,24 +38,22 @@ fn a_byte_changed_anywhere_is_found_or_changes_nothing() {
     let (all, _) = searched(&catalog);
     let mut found = 0;
     for at in 0..sound.len() {
-        for flip in [0x01, 0x80, 0xff] {
-            let mut changed = sound.clone();
-            changed[at] ^= flip;
-            std::fs::write(&table, &changed).unwrap();
-            let (hits, report) = searched(&catalog);
-            if report.set_aside.is_empty() {
-                assert!(report.unreadable.is_empty(), "byte {at}: {:?}", report.unreadable);
-                assert_eq!(hits, all, "byte {at} of {} was changed", sound.len());
-            } else {
-                found += 1;
-                assert!(hits.iter().all(|hit| all.contains(hit)), "byte {at}");
-                assert_eq!(hits.iter().filter(|hit| hit.vm == OTHER).count(), 2, "the other table");
-                std::fs::remove_file(&report.set_aside[0].path).unwrap();
-            }
+        let mut changed = sound.clone();
+        changed[at] ^= [0x01, 0x80, 0xff][at % 3];
+        std::fs::write(&table, &changed).unwrap();
+        let (hits, report) = searched(&catalog);
+        if report.set_aside.is_empty() {
+            assert!(report.unreadable.is_empty(), "byte {at}: {:?}", report.unreadable);
+            assert_eq!(hits, all, "byte {at} of {} was changed", sound.len());
+        } else {
+            found += 1;
+            assert!(hits.iter().all(|hit| all.contains(hit)), "byte {at}");
+            assert_eq!(hits.iter().filter(|hit| hit.vm == OTHER).count(), 2, "the other table");
+            std::fs::remove_file(&report.set_aside[0].path).unwrap();
         }
     }
     // What is left are statistics and the like, which only others read.
-    assert!(found > sound.len() * 3 / 2, "{found} of {} changes were found", sound.len() * 3);
+    assert!(found > sound.len() / 2, "{found} of {} changes were found", sound.len());
 }
 
 #[test]
