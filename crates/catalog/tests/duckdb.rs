@@ -120,10 +120,10 @@ fn duckdb_reads_our_tables_and_agrees_with_our_search() {
     }
     let unknown = search(&catalog, &Query { point: Some(point_id(4)), ..everything() });
     let unknown = unknown.iter().filter(|hit| hit.points.iter().any(|point| point.number == 4 && !point.known)).count();
-    assert!(unknown > 50);
+    assert!(unknown > 10, "{unknown}: most are seen again in 5, so they were there");
     assert_eq!(
         duck.ask("SELECT count(*) FROM history WHERE last >= 4 AND first <= 4 AND seen < 4"),
-        [[unknown.into()]]
+        [[serde_json::Value::from(unknown)]]
     );
 
     // Patterns and filters, newest first.
