@@ -1,4 +1,4 @@
-//! The process is killed while it takes a restore point in: at every part of what it writes, and at any time.
+//! The process is killed while it takes a restore point in: at every part of what it writes, and at any time. Or its disk is full.
 
 use crate::trees::*;
 use lull_catalog::*;
@@ -108,6 +108,32 @@ fn killed_at_any_byte_the_old_table_is_there() {
         assert_eq!(existed(&catalog, 1, true), before());
     }
     assert!(killed >= 60);
+    assert!(!recovers(folder.path()));
+}
+
+#[test]
+fn a_full_disk_fails_the_ingest_and_leaves_the_old_table() {
+    if let Some(folder) = std::env::var_os(FOLDER) {
+        // The signal is ignored here, so a write that goes beyond fails.
+        let bytes = std::env::var(BYTES).unwrap().parse().unwrap();
+        setrlimit(Resource::Fsize, Rlimit { current: Some(bytes), maximum: Some(bytes) }).unwrap();
+        let catalog = open(Path::new(&folder));
+        let mut sent = frames(Walking::default().listings(&after()), 3).into_iter().map(Ok);
+        let error = catalog.ingest(VM, &point(2), &mut sent, &complete()).unwrap_err();
+        assert!(matches!(error, CatalogError::Io { action: "write", .. }), "{error:?}");
+        assert_eq!(files(Path::new(&folder)), ["history.parquet"], "nothing half-written stays");
+        return;
+    }
+    let folder = with_point_1();
+    let bytes = open(folder.path()).table_bytes(VM).unwrap();
+    for limit in (0..bytes).step_by(bytes as usize / 10) {
+        let mut child = Command::new("sh");
+        child.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(std::env::current_exe().unwrap());
+        child.args(["--exact", "crash::a_full_disk_fails_the_ingest_and_leaves_the_old_table"]);
+        let output = child.env(FOLDER, folder.path()).env(BYTES, limit.to_string()).output().unwrap();
+        assert!(output.status.success(), "{limit} bytes: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(existed(&open(folder.path()), 1, true), before());
+    }
     assert!(!recovers(folder.path()));
 }
 
