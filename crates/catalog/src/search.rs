@@ -153,14 +153,10 @@ impl Search<'_> {
 
     fn fitting_rows(&self) -> Vec<usize> {
         let mut rows = Vec::new();
-        let mut last: &[u8] = &[];
         let mut fitted = false;
         for row in 0..self.paths.len() {
-            let path = self.paths.get(row);
-            // Versions of one file follow each other.
-            if path != last {
-                fitted = self.matcher.fits(path);
-                last = path;
+            if !self.paths.is_repeated(row) {
+                fitted = self.matcher.fits(self.paths.get(row));
             }
             if fitted {
                 rows.push(row);

@@ -2,33 +2,38 @@
 
 use std::ops::Range;
 
-/// Paths, one after another.
+/// Paths, one after another. A path that is the same as the one before may share its place.
 #[derive(Debug, Default)]
 pub struct Paths {
     bytes: Vec<u8>,
-    ends: Vec<u32>,
+    places: Vec<(u32, u32)>,
 }
 
 impl Paths {
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.ends.len()
+        self.places.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
+        self.places.is_empty()
     }
 
-    /// How long they are together, in bytes.
+    /// How much memory they take, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Where one lies in [`Paths::into_bytes`].
+    /// Where one lies in [`Paths::take_bytes`].
     pub fn range(&self, index: usize) -> Range<usize> {
-        let begin = if index == 0 { 0 } else { self.ends[index - 1] as usize };
-        begin..self.ends[index] as usize
+        let (begin, end) = self.places[index];
+        begin as usize..end as usize
+    }
+
+    /// Whether one is known to be the same as the one before it, without a look at it.
+    pub fn is_repeated(&self, index: usize) -> bool {
+        index > 0 && self.places[index] == self.places[index - 1]
     }
 
     /// One of them.
@@ -38,30 +43,37 @@ impl Paths {
 
     /// The last one; empty where there is none.
     pub fn last(&self) -> &[u8] {
-        self.ends.len().checked_sub(1).map_or(&[], |index| self.get(index))
+        self.places.len().checked_sub(1).map_or(&[], |index| self.get(index))
     }
 
     /// Forgets them, keeps the memory.
     pub fn clear(&mut self) {
         self.bytes.clear();
-        self.ends.clear();
+        self.places.clear();
     }
 
     /// Adds one.
     pub fn push(&mut self, path: &[u8]) {
+        let begin = self.bytes.len() as u32;
         self.bytes.extend_from_slice(path);
-        self.ends.push(self.bytes.len() as u32);
+        self.places.push((begin, self.bytes.len() as u32));
     }
 
     /// Adds one that shares its first `shared` bytes with the last one. False, and nothing is added, where that is shorter.
     pub fn push_sharing(&mut self, shared: usize, suffix: &[u8]) -> bool {
-        let last = self.ends.len().checked_sub(1).map_or(0..0, |index| self.range(index));
+        let last = self.places.len().checked_sub(1).map_or(0..0, |index| self.range(index));
         if shared > last.len() {
             return false;
         }
+        if suffix.is_empty() && shared == last.len() && shared > 0 {
+            // Versions of one file follow each other.
+            self.places.extend_from_within(self.places.len() - 1..);
+            return true;
+        }
+        let begin = self.bytes.len() as u32;
         self.bytes.extend_from_within(last.start..last.start + shared);
         self.bytes.extend_from_slice(suffix);
-        self.ends.push(self.bytes.len() as u32);
+        self.places.push((begin, self.bytes.len() as u32));
         true
     }
 
@@ -87,6 +99,8 @@ mod tests {
         paths.push(b"/var");
         let all: Vec<&[u8]> = (0..paths.len()).map(|index| paths.get(index)).collect();
         assert_eq!(all, [&b"/usr/lib"[..], b"/usr/bin", b"/usr/bin", b"/var"]);
-        assert_eq!((paths.last(), paths.bytes()), (&b"/var"[..], 28));
+        let repeated: Vec<bool> = (0..paths.len()).map(|index| paths.is_repeated(index)).collect();
+        assert_eq!(repeated, [false, false, true, false]);
+        assert_eq!((paths.last(), paths.bytes()), (&b"/var"[..], 20));
     }
 }
