@@ -23,6 +23,8 @@ fn main() -> Result<(), Failure> {
         "../guest-wire/src",
         "../guest-wire/Cargo.toml",
         "../../Cargo.lock",
+        // Profiles and what the crates inherit.
+        "../../Cargo.toml",
         "build.rs",
     ] {
         println!("cargo::rerun-if-changed={path}");

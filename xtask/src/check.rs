@@ -36,7 +36,7 @@ pub fn run() -> Result<()> {
     for file in files.iter().filter(|f| f.extension().is_some_and(|e| e == "rs")) {
         let text = read(root, file)?;
         findings.extend(sources::violations(file, &text));
-        tests.extend(promises::functions(&text).map(String::from));
+        tests.extend(promises::tests(&text).map(String::from));
     }
     let specification = Path::new("docs/specification.md");
     let gone = promises::without_test(&read(root, specification)?, &tests);

@@ -23,7 +23,7 @@ pub struct ServerStatus {
 pub struct NewHost {
     /// Unique name.
     pub name: String,
-    /// Folder that holds `VM.qmp` and `VM.qga`, absolute.
+    /// Folder that holds the QMP sockets `VM.qmp`, absolute.
     pub qemu_dir: String,
     /// Local folder for fleecing images, absolute; default: `fleecing` in the server's state folder.
     #[serde(default)]

@@ -32,7 +32,8 @@ use crate::sweep;
 pub struct SnapshotTaken {
     /// The disks it covers, by name.
     pub disks: Vec<String>,
-    /// No write of the guest can have come between the disks: it was frozen (the caller's word), stopped, or has one disk.
+    /// No write of the guest can have come between the disks, whatever it did: the VM was stopped, or has one disk. Where
+    /// the guest was frozen instead, its own word on the end of that freeze decides, which is not known here.
     pub atomic: bool,
     /// The VM was stopped for it, and continued.
     pub vm_was_stopped: bool,
@@ -71,7 +72,7 @@ impl PreparedBackup {
         }
         self.stage = Stage::Taken;
         self.taken_at = Some(taken_at);
-        self.atomic = guest_is_frozen || stop || self.disks.len() == 1;
+        self.atomic = stop || self.disks.len() == 1;
         Ok(SnapshotTaken {
             disks: self.disks.iter().map(|d| d.disk.name.clone()).collect(),
             atomic: self.atomic,

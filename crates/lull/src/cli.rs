@@ -107,7 +107,12 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    /// What is in backticks and begins with `lull `, in the sources of all crates and in the documents.
+    /// What stands before a command in a sentence, a remedy, an example.
+    const BEFORE_A_COMMAND: &[&str] =
+        &["`lull ", ": lull ", "\"lull ", "see lull ", "\\n  lull ", "$ lull ", "\nlull "];
+
+    /// Every `lull …` that an operator might type, in the sources of all crates and in the documents: in backticks, in a
+    /// remedy, or as an example.
     fn commands_that_are_named(folder: &std::path::Path, found: &mut Vec<(String, String)>) {
         for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
             let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -118,9 +123,14 @@ mod tests {
                 continue;
             }
             let text = std::fs::read_to_string(&entry).unwrap();
-            for part in text.split("`lull ").skip(1) {
+            for (before, part) in
+                BEFORE_A_COMMAND.iter().flat_map(|before| text.split(before).skip(1).map(move |p| (before, p)))
+            {
+                let end: &[&str] =
+                    if before.starts_with('`') { &["`"] } else { &["\"", "`", "; ", ", ", "  ", "\\n", "\n"] };
+                let command = end.iter().fold(part, |command, end| command.split(end).next().unwrap_or_default());
                 // A long string goes on in the next line, a comment behind its slashes.
-                let command = part.split('`').next().unwrap_or_default().replace(['\\', '\n'], " ").replace("///", " ");
+                let command = command.replace(['\\', '\n'], " ").replace("///", " ");
                 found.push((command, name.clone()));
             }
         }
@@ -135,7 +145,9 @@ mod tests {
         let wrong: Vec<String> = named
             .iter()
             .filter(|(command, _)| command.starts_with(|first: char| first.is_ascii_lowercase()))
-            .filter(|(command, _)| !command.starts_with("help ") && !command.contains(['…', '*']))
+            .filter(|(command, _)| !command.starts_with("help ") && !command.contains(['…', '*', '[']))
+            // What the program says of itself.
+            .filter(|(command, _)| !command.starts_with("server is ready"))
             .filter_map(|(command, file)| {
                 let words = std::iter::once("lull").chain(command.split_whitespace());
                 let kind = Cli::try_parse_from(words).err()?.kind();

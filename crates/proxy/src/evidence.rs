@@ -8,7 +8,7 @@ use lull_engine::consistency::{
     SuperblockId, WindowEvidence,
 };
 use lull_guest_wire::{
-    ApplicationQuiesced, ApplicationState, FileSystem, Freezable, FreezeId, Frozen, Inventory, Superblock,
+    Application, ApplicationQuiesced, ApplicationState, FileSystem, Freezable, FreezeId, Frozen, Inventory, Superblock,
     SuperblockThaw, ThawResult, Thawed,
 };
 
@@ -58,7 +58,7 @@ pub struct Facts<'a> {
     pub excluded: &'a [String],
     /// The freeze.
     pub window: Option<&'a Window>,
-    /// The snapshot.
+    /// The snapshot; atomic where the hypervisor alone made it so.
     pub snapshot: SnapshotEvidence,
 }
 
@@ -73,8 +73,27 @@ pub fn evidence(facts: &Facts<'_>) -> Evidence {
         applications,
         applications_searched: facts.inventory.is_some_and(|inventory| inventory.incomplete.is_empty()),
         window: facts.window.map(window).unwrap_or_default(),
-        snapshot: facts.snapshot,
+        snapshot: SnapshotEvidence { atomic: facts.snapshot.atomic || frozen_at_once(facts), ..facts.snapshot },
     }
+}
+
+/// Whether the freeze made one instant of several disks: without a gap, over everything that counts and everything that
+/// could tear because it lies on several disks itself.
+fn frozen_at_once(facts: &Facts<'_>) -> bool {
+    let (Some(inventory), Some(window)) = (facts.inventory, facts.window) else { return false };
+    let frozen = |fs: &FileSystem| {
+        let result = freeze_result(window, fs.superblock);
+        matches!(result, FreezeResult::Attempted { freeze: CallResult::Ok, thaw: CallResult::Ok })
+    };
+    let harmless = |fs: &FileSystem| {
+        let counts = fs.is_root || inventory.applications.iter().any(|app| writes_to(app, fs));
+        fs.read_only || (!counts && fs.disks.len() == 1)
+    };
+    window.is_whole() && inventory.file_systems.iter().all(|fs| frozen(fs) || harmless(fs))
+}
+
+fn writes_to(app: &Application, fs: &FileSystem) -> bool {
+    app.places.iter().any(|place| place.superblock == fs.superblock)
 }
 
 fn window(window: &Window) -> WindowEvidence {
@@ -96,8 +115,8 @@ fn file_systems(facts: &Facts<'_>, inventory: &Inventory) -> Vec<FileSystemEvide
 }
 
 fn file_system(facts: &Facts<'_>, inventory: &Inventory, fs: &FileSystem) -> FileSystemEvidence {
-    let on_it = |app: &&lull_guest_wire::Application| app.places.iter().any(|p| p.superblock == fs.superblock);
-    let applications: Vec<String> = inventory.applications.iter().filter(on_it).map(|app| app.name.clone()).collect();
+    let writers = inventory.applications.iter().filter(|app| writes_to(app, fs));
+    let applications: Vec<String> = writers.map(|app| app.name.clone()).collect();
     FileSystemEvidence {
         mount_points: fs.mount_points.clone(),
         superblock: id(fs.superblock),

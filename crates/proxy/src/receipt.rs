@@ -117,7 +117,11 @@ pub async fn evict(channel: &dyn GuestChannel, look: &GuestLook) -> Result<(), C
 
 /// Removes the lock's folder, if nobody holds the lock any more.
 pub async fn remove_lock(channel: &dyn GuestChannel) -> Result<(), ChannelError> {
-    let script = format!("if [ -d {LOCK_FOLDER} ]; then rmdir {LOCK_FOLDER}; fi; exit 0");
+    // The kernel's setting that it had changed for the freeze is noted there.
+    let script = format!(
+        "n={LOCK_FOLDER}/rcu_expedited; if [ -f $n ]; then cat $n >/sys/kernel/rcu_expedited && rm -f $n; fi;
+        if [ -d {LOCK_FOLDER} ]; then rmdir {LOCK_FOLDER}; fi; exit 0"
+    );
     channel.exec_elevated(&Script::new("remove the lock of an earlier task", &script), b"", Limits::default()).await?;
     Ok(())
 }

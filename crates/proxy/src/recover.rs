@@ -6,7 +6,7 @@
 
 use crate::cancel::Cancel;
 use crate::carried::Image;
-use crate::channel::{ChannelError, GuestChannel, Limits, Script};
+use crate::channel::{ChannelError, GuestChannel, Limits, Script, shell_word};
 use crate::failure::{self, Stop};
 use crate::guest_session::{Connector, GuestSession, tell_accepted, tell_keys};
 use crate::order::QemuSpec;
@@ -37,6 +37,8 @@ pub struct Recovery<'a> {
     pub connector: Option<&'a dyn Connector>,
     /// Whether something may be frozen there.
     pub maybe_frozen: bool,
+    /// Mount points whose file systems the task did not freeze: whoever froze them is not us.
+    pub excluded_mount_points: Vec<String>,
     /// What is put there, to run a script or to thaw where the guest has no tool for it.
     pub image: &'a Image,
     /// Settings that hold the post-thaw script, where one is owed.
@@ -283,9 +285,13 @@ async fn thaw(
         receipt::remove_lock(channel).await.map_err(of_channel)?;
         return Ok("an earlier component was killed before it froze anything; its lock is removed".into());
     }
-    let mount_points = block_mounts(channel).await.map_err(of_channel)?;
-    let result = receipt::thaw_by_hand(channel, recovery.image, &mount_points).await;
-    match result {
+    let mount_points = block_mounts(channel, &recovery.excluded_mount_points).await.map_err(of_channel)?;
+    // Nobody who could say what it froze is alive: whatever it may have frozen is thawed.
+    let thawed = match mount_points.as_slice() {
+        [] => Ok("nothing that it may have frozen is mounted".into()),
+        _ => receipt::thaw_by_hand(channel, recovery.image, &mount_points).await,
+    };
+    match thawed {
         Ok(line) => {
             receipt::remove_lock(channel).await.map_err(of_channel)?;
             Ok(format!("component and watchdog were killed or gave up; {line}"))
@@ -313,26 +319,51 @@ async fn wait_until_gone(channel: &dyn GuestChannel, patience: Duration) -> Resu
     }
 }
 
-/// Where file systems on block devices are mounted, each device once, outermost first.
-async fn block_mounts(channel: &dyn GuestChannel) -> Result<Vec<String>, ChannelError> {
+/// Where file systems on block devices are mounted, each device once, outermost first, but for those mounted at an
+/// excluded place.
+async fn block_mounts(channel: &dyn GuestChannel, excluded: &[String]) -> Result<Vec<String>, ChannelError> {
     let script = Script::new("list its mounts", "cat /proc/mounts");
     let output = channel.exec_elevated(&script, b"", Limits::default()).await?;
-    Ok(block_mounts_in(&String::from_utf8_lossy(&output.stdout)))
+    Ok(block_mounts_in(&String::from_utf8_lossy(&output.stdout), excluded))
 }
 
-fn block_mounts_in(mounts: &str) -> Vec<String> {
-    let mut devices = Vec::new();
-    let mut mount_points = Vec::new();
+fn block_mounts_in(mounts: &str, excluded: &[String]) -> Vec<String> {
+    let mut devices: Vec<(&str, Vec<String>)> = Vec::new();
     for line in mounts.lines() {
         let mut words = line.split(' ');
         let (Some(device), Some(mount_point)) = (words.next(), words.next()) else { continue };
-        if device.starts_with("/dev/") && !devices.contains(&device) {
-            devices.push(device);
-            // The kernel writes blanks in paths as \040.
-            mount_points.push(mount_point.replace("\\040", " "));
+        let mount_point = unescape(mount_point);
+        match devices.iter_mut().find(|(known, _)| *known == device) {
+            Some((_, places)) => places.push(mount_point),
+            None if device.starts_with("/dev/") => devices.push((device, vec![mount_point])),
+            None => {}
         }
     }
-    mount_points
+    let frozen = devices.into_iter().map(|(_, places)| places);
+    frozen
+        .filter(|places| !places.iter().any(|place| excluded.contains(place)))
+        // A bind mount thaws as well as the first place, where that has a name that no shell can be told.
+        .filter_map(|places| places.iter().find(|place| shell_word(place).is_some()).or(places.first()).cloned())
+        .collect()
+}
+
+/// The kernel writes blank, tab, newline and backslash in a path as three octal digits.
+fn unescape(path: &str) -> String {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        match tail {
+            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..] if byte == b'\\' => {
+                bytes.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+                rest = after;
+            }
+            _ => {
+                bytes.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]
@@ -343,7 +374,22 @@ mod tests {
     fn each_block_device_is_thawed_once_outermost_first() {
         let mounts = "proc /proc proc rw 0 0\n/dev/vda / ext4 rw 0 0\n/dev/vdb /srv/my\\040data xfs rw 0 0\n\
                       tmpfs /run tmpfs rw 0 0\n/dev/vda /bind ext4 rw 0 0\n";
-        assert_eq!(block_mounts_in(mounts), ["/", "/srv/my data"]);
+        assert_eq!(block_mounts_in(mounts, &[]), ["/", "/srv/my data"]);
+    }
+
+    #[test]
+    fn what_the_task_excluded_is_left_alone_wherever_it_is_mounted() {
+        let mounts = "/dev/vda / ext4 rw 0 0\n/dev/vdb /srv ext4 rw 0 0\n/dev/vdb /mnt/a\\011b ext4 rw 0 0\n/dev/vdc /c xfs rw 0 0\n";
+        assert_eq!(block_mounts_in(mounts, &["/mnt/a\tb".into()]), ["/", "/c"]);
+        assert_eq!(block_mounts_in(mounts, &["/nowhere".into()]), ["/", "/srv", "/c"]);
+    }
+
+    #[test]
+    fn every_escape_of_the_kernel_is_read() {
+        assert_eq!(unescape("/a\\040b\\011c\\012d\\134040"), "/a b\tc\nd\\040");
+        assert_eq!(unescape("/no\\9escape\\"), "/no\\9escape\\");
+        // The place that a shell can be told is taken.
+        assert_eq!(block_mounts_in("/dev/vda /a\\012b ext4 rw 0 0\n/dev/vda /c ext4 rw 0 0\n", &[]), ["/c"]);
     }
 
     #[tokio::test]
@@ -360,6 +406,7 @@ mod tests {
             vm_name: "shop".into(),
             connector: None,
             maybe_frozen: false,
+            excluded_mount_points: vec![],
             image: &Image::new(&b""[..]),
             post_script: None,
             hypervisor,

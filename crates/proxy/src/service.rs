@@ -235,7 +235,8 @@ impl Proxy for ProxyService {
         let repository_dir = order.repository_dir.into();
         let sweep = |qemu| HypervisorSweep { qemu, repository_dir, bitmaps_owed };
         let hypervisor = qemu.map_err(|e| refuse(&e))?.map(sweep);
-        let (vm_name, maybe_frozen) = (order.vm_name, order.maybe_frozen);
+        let (vm_name, maybe_frozen, excluded_mount_points) =
+            (order.vm_name, order.maybe_frozen, order.excluded_mount_points);
         let post_script = order.post_script.map(order::owed_script);
         let image = carried::linux_x86_64().map_err(|e| Status::failed_precondition(e.to_string()))?;
         let cancel = Cancel::default();
@@ -243,7 +244,7 @@ impl Proxy for ProxyService {
             let connector = connector.as_ref().map(|c| c as &dyn Connector);
             let image = &image;
             recover::run(
-                Recovery { vm_name, connector, maybe_frozen, image, post_script, hypervisor },
+                Recovery { vm_name, connector, maybe_frozen, excluded_mount_points, image, post_script, hypervisor },
                 reporter,
                 cancel,
             )

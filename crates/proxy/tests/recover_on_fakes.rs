@@ -25,6 +25,7 @@ async fn recovered(behaviour: Behaviour, script: bool) -> (v1::Finished, Option<
         vm_name: "fake1".into(),
         connector: Some(&connector),
         maybe_frozen: true,
+        excluded_mount_points: vec![],
         image: &image,
         post_script: script.then(|| order::owed_script(owed)),
         hypervisor: None,

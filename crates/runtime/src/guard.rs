@@ -6,6 +6,7 @@
 
 use crate::carriers::Carriers;
 use crate::freeze::Freezer;
+use crate::grace_periods;
 use crate::guest_lock::{GuestLock, LockError};
 use crate::inventory::Storage;
 use crate::kernel::{self, Bell};
@@ -188,6 +189,7 @@ pub fn arm(prepared: Prepared, lock: GuestLock, lease: Lease, bell: Arc<Bell>) -
     let armed = arm_locked(targets, fds, lock.clone(), lease, bell, &mut notes);
     match armed {
         Ok(mut guard) => {
+            notes.extend(grace_periods::hurry(guard.lock.folder()).err());
             guard.notes = notes;
             Ok(guard)
         }

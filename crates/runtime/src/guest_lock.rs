@@ -3,7 +3,9 @@
 //! A lock on a file that others may open, or an abstract socket, could be squatted by any local user. The folder lives as
 //! long as somebody holds the lock; the last holder removes it while still holding, and who locked a removed folder tries
 //! again. The lock belongs to the open file description, so a forked watchdog holds it as long as it lives. Knows nothing of freezing.
+//! What [`crate::grace_periods`] noted in the folder is undone by whoever takes it over or removes it.
 
+use crate::grace_periods;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -92,6 +94,8 @@ impl GuestLock {
             }
             let named = std::fs::symlink_metadata(folder);
             if named.is_ok_and(|named| (named.dev(), named.ino()) == (opened.dev(), opened.ino())) {
+                // Of a holder that was killed.
+                grace_periods::calm(folder).map_err(io)?;
                 return Ok(GuestLock { fd, folder: folder.to_path_buf() });
             }
         }
@@ -105,7 +109,13 @@ impl GuestLock {
 
     /// Removes the folder while the lock is held: for a process that ends right after.
     pub fn remove_folder(&self) -> io::Result<()> {
+        grace_periods::calm(&self.folder)?;
         std::fs::remove_dir(&self.folder)
+    }
+
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// For keeping it open across the closing of everything else.

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`serve`] (the control loop) · [`accept`] (what is accepted when) · [`hold`] (one freeze) · [`shared`] (lease and
 //! slots, and the argument why no freeze slips past a thaw) · [`freeze`], [`thaw_pool`], [`watchdog`] (who freezes, who thaws, who
-//! guards) · [`guard`] (in which order all that comes and goes), [`carriers`] · [`inventory`], [`mounts`], [`disks`], [`plan`] · [`script`] ·
+//! guards) · [`guard`] (in which order all that comes and goes), [`carriers`], [`grace_periods`] · [`inventory`], [`mounts`], [`disks`], [`plan`] · [`script`] ·
 //! [`applications`], [`postgres`].
 //!
 //! Synchronous, no async runtime, nothing needed from the guest's libraries. Knows nothing of SSH, hypervisors or jobs.
@@ -14,6 +14,7 @@ pub mod channel;
 pub mod deployment;
 pub mod disks;
 pub mod freeze;
+pub mod grace_periods;
 pub mod guard;
 pub mod guest_lock;
 pub mod hold;

@@ -175,4 +175,26 @@ proptest! {
             prop_assert!(!(2_000..=60_000).contains(&lease_ms) || !(1_000..=60_000).contains(&freeze_budget_ms));
         }
     }
+
+    #[test]
+    fn a_plan_holds_each_vm_once_and_loses_none(
+        scope in prop::collection::vec(0u128..8, 0..20),
+        known in prop::sample::subsequence((0..8).collect::<Vec<u128>>(), 0..=8).prop_shuffle(),
+    ) {
+        let mut numbers = 1..;
+        let vms: Vec<Vm> = known.iter().map(|n| vm(*n, 1)).collect();
+        let job = job(&scope);
+        let plan = plan(&job, SessionId(7), &vms, &[], || task_id(numbers.next().expect("endless")));
+        let mut once = Vec::new();
+        for id in &job.vms {
+            if !once.contains(id) {
+                once.push(*id);
+            }
+        }
+        let (there, gone): (Vec<_>, Vec<_>) = once.into_iter().partition(|id| vms.iter().any(|vm| vm.id == *id));
+        prop_assert_eq!(plan.tasks.iter().map(|task| task.vm).collect::<Vec<_>>(), there);
+        prop_assert_eq!(&plan.gone, &gone);
+        let ids: Vec<_> = plan.tasks.iter().map(|task| task.id).collect();
+        prop_assert_eq!(ids, (1..=plan.tasks.len() as u128).map(task_id).collect::<Vec<_>>(), "an id for each, used once");
+    }
 }

@@ -1,15 +1,21 @@
 //! What a person is told when a job is saved.
 
 use crate::job::{credential, job};
-use crate::world::{at_ms, backup_server, job_id, proxy, server_id, vm, vm_id, windows_vm};
+use crate::world::{
+    any_credential, any_licence, any_policy, any_rules, any_servers, any_vm, at_ms, backup_server, job_id, now, proxy,
+    server_id, vm, vm_id, windows_vm,
+};
 use Platform::{Linux, Windows};
+use lull_engine::failover::FailureMemory;
 use lull_engine::infrastructure::{Credential, CredentialKind, ManagedServer, Platform, ServerState, Vm};
 use lull_engine::job::{BackupAction, Job};
 use lull_engine::licence::{Edition, Licence};
-use lull_engine::selection::{SelectionRules, WindowsGuestsFrom};
+use lull_engine::selection::{Request, SelectionRules, WindowsGuestsFrom, choose};
 use lull_engine::settings::{Fallback, Overrides, ProxyPolicy};
-use lull_engine::validation::{Infrastructure, validate_job};
+use lull_engine::validation::{Infrastructure, JobError, JobWarning, validate_job};
+use proptest::prelude::*;
 
+#[derive(Debug)]
 struct Site {
     servers: Vec<ManagedServer>,
     vms: Vec<Vm>,
@@ -212,4 +218,67 @@ fn an_empty_scope_a_path_as_command_and_endless_chains_are_refused() {
 #[test]
 fn a_vm_listed_three_times_is_said_once() {
     check(&job(&[1, 1, 1]), &site(vec![backup_server()]), &["W vm-1 is listed more than once and is worked on once"]);
+}
+
+prop_compose! {
+    /// VMs 0 to 2 with whatever credentials, and whatever servers.
+    fn any_site()(
+        vms in (any_vm(0), any_vm(1), any_vm(2)),
+        kinds in prop::collection::vec(any_credential(), 3),
+        servers in any_servers(),
+        licence in any_licence(),
+        rules in any_rules(),
+    ) -> Site {
+        let credentials: Vec<Credential> =
+            (0..).zip(&kinds).filter_map(|(n, kind)| Some(credential(n, (*kind)?))).collect();
+        let own = |n: u128| credentials.iter().map(|c| c.id).find(|id| id.0.as_u128() == n);
+        let vms = [vms.0, vms.1, vms.2].into_iter().zip(0..).map(|(vm, n)| Vm { credential: own(n), ..vm }).collect();
+        Site { servers, vms, credentials, licence, rules }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// What is said when a job is saved agrees with what is chosen when it runs and everybody is there.
+    #[test]
+    fn a_vm_is_named_exactly_if_no_server_that_is_there_to_stay_could_be_chosen(site in any_site(), policy in any_policy()) {
+        let mut job = job(&[0, 1, 2]);
+        job.guest_processing.proxies = policy.clone();
+        let findings = |servers: &[ManagedServer]| {
+            let Site { vms, credentials, licence, rules, .. } = &site;
+            validate_job(&job, &Infrastructure { servers, vms, credentials, licence: *licence, rules: *rules })
+        };
+        let online = |server: &ManagedServer| match server.state {
+            ServerState::Disabled => server.clone(),
+            _ => ManagedServer { state: ServerState::Online, ..server.clone() },
+        };
+        let online: Vec<ManagedServer> = site.servers.iter().map(online).collect();
+        let found = findings(&site.servers);
+        prop_assert_eq!(&found, &findings(&online), "who is away just now changes nothing");
+        for vm in &site.vms {
+            let credential = site.credentials.iter().find(|c| Some(c.id) == vm.credential).map(|c| c.kind);
+            let chosen = choose(&Request {
+                vm,
+                credential,
+                policy: &policy,
+                licence: site.licence,
+                rules: site.rules,
+                servers: &online,
+                failures: &FailureMemory::default(),
+                tried: &[],
+                now: now(),
+            });
+            let refused = found.errors.iter().any(|error| match error {
+                JobError::NoWindowsServer { vms } | JobError::NobodyCanServe { vms } => vms.contains(&vm.name),
+                _ => false,
+            });
+            let warned = found
+                .warnings
+                .iter()
+                .any(|warning| matches!(warning, JobWarning::NobodyServes { vm: name, .. } if *name == vm.name));
+            prop_assert_eq!(refused || warned, chosen.is_none(), "{}: {:?}", vm.name, found);
+            prop_assert!(!(refused && warned), "said once");
+        }
+    }
 }

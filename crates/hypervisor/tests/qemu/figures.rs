@@ -1,4 +1,4 @@
-//! Measured: how long a snapshot holds the guest, how fast a copy is. Prints the figures; the limits only catch something absurd.
+//! Prints how long a snapshot holds the guest and how fast a copy is; asserts no time, only what was done.
 
 use crate::bed::{Bed, MIB, Style, copy, str, tool};
 
@@ -18,16 +18,15 @@ async fn windows(disks: usize, guest_is_frozen: bool) -> (u64, u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_takes_milliseconds() {
+async fn snapshot_after_snapshot_is_taken_and_abandoned() {
     for (disks, frozen) in [(1, true), (4, true), (1, false), (4, false)] {
         let (median, largest) = windows(disks, frozen).await;
         println!("snapshot of {disks} disks, guest frozen: {frozen}: median {median} us, largest {largest} us");
-        assert!(median < 500_000);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_runs_at_the_speed_of_the_storage() {
+async fn a_copy_stores_what_was_written_and_nothing_else() {
     let mut bed = Bed::start_sized(&[Style::Blockdev], 1024 * MIB, &[]).await;
     for offset in (0..512).step_by(8) {
         bed.write(0, 0x5a, offset * MIB, 8 * MIB).await;

@@ -9,6 +9,7 @@ mod cut;
 mod faults;
 mod figures;
 mod full_backup;
+mod guard;
 mod guest;
 mod killed;
 mod refused;

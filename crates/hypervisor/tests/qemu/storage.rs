@@ -1,12 +1,11 @@
 //! Small file systems of a test's own: one that fills up, one that can be made to hang. Needs root.
 //!
-//! A hanging repository is a frozen one: writes to it wait, as on a dead NFS server. The guard refuses to freeze anything but a loop device's
-//! file system that is not the machine's root.
+//! A hanging repository is a frozen one: writes to it wait, as on a dead NFS server. Nothing is frozen that the guard does not allow.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::bed::{str, tool};
+use crate::guard::assert_may_be_frozen;
 
 /// A mounted file system, unmounted (and thawed) when dropped.
 pub struct Mounted {
@@ -31,15 +30,7 @@ pub fn freezable(dir: &Path, mib: u64) -> Mounted {
 
 impl Mounted {
     pub fn freeze(&mut self) {
-        let device = |path: &Path| std::fs::metadata(path).unwrap().dev();
-        let source = tool("findmnt", &["-n", "-o", "SOURCE", "--mountpoint", str(&self.dir)]);
-        assert!(source.starts_with("/dev/loop"), "refusing to freeze {source}");
-        assert_ne!(device(&self.dir), device(Path::new("/")), "refusing to freeze the machine's root");
-        assert_ne!(
-            device(&self.dir),
-            device(self.dir.parent().unwrap()),
-            "refusing to freeze what is not mounted here"
-        );
+        assert_may_be_frozen(&self.dir);
         tool("fsfreeze", &["-f", str(&self.dir)]);
         self.frozen = true;
     }

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 pub enum HostCommand {
     /// Add a folder of QEMU sockets as a hypervisor host.
     ///
-    /// Every `VM.qmp` in the folder (a QMP socket: `-qmp unix:DIR/VM.qmp,server=on,wait=off`) is a VM; `VM.qga` beside
-    /// it is the socket of its guest agent, where it has one.
+    /// Every `VM.qmp` in the folder (a QMP socket: `-qmp unix:DIR/VM.qmp,server=on,wait=off`) is a VM. Other
+    /// files there are left alone, a guest agent's socket (`VM.qga`) too: no guest agent is needed.
     #[command(after_help = "Example:\n  lull host add here --qemu /run/vms --fleecing /var/tmp/fleecing")]
     Add {
         /// Name of the host, unique.

@@ -36,8 +36,8 @@ Examples:
   lull quiesce shop -- zfs snapshot tank/vms@nightly
   lull quiesce shop --freeze-budget 10s -- sh -c 'lvcreate -s -n shop-snap -L 5G vg/shop && echo $LULL_VM'
 
-COMMAND runs here, as you, while the guest is at rest; facts are in its environment as LULL_…. Make it short: the guest's \
-writes wait for it, at most as long as the freeze budget. Its exit code is passed on; the codes 123 to 127 say that \
+COMMAND runs here, as you, while the guest is at rest. In its environment: LULL_VM, the VM's name, and LULL_FREEZE_ID, \
+the number of this freeze. Make it short: the guest's writes wait for it, at most as long as the freeze budget. Its exit code is passed on; the codes 123 to 127 say that \
 something was wrong with the quiet moment itself (`lull exit-codes`). Progress goes to stderr, stdout is COMMAND's. With \
 --json COMMAND's stdout goes to stderr too, and one document on stdout tells how it went.
 

@@ -10,6 +10,8 @@
 //! works.
 
 mod events;
+#[path = "../../../hypervisor/tests/qemu/guard.rs"]
+mod guard;
 mod guest;
 mod program;
 mod qemu;

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub struct Wire {
     pub address: String,
@@ -27,6 +27,15 @@ impl Wire {
             }
         });
         wire
+    }
+
+    /// Waits until there is a connection since the last cut.
+    pub fn wait_for_somebody(&self) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while self.live.lock().unwrap().is_empty() {
+            assert!(Instant::now() < until, "nobody connects to the guest");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Cuts all connections that there are; new ones are taken. When.

@@ -87,6 +87,49 @@ fn whatever_is_missing_lowers_the_level() {
     check(|_, q| q[0].caveats = vec!["fsync is off".into()], ConsistencyLevel::FileSystem);
 }
 
+/// A guest whose data lies on a second disk, in a snapshot that only the freeze could make one instant.
+fn on_two_disks(change: impl Fn(&mut Inventory, &mut Window)) -> Option<ConsistencyLevel> {
+    let data = Superblock { major: 254, minor: 16 };
+    let (mut inventory, mut window, quiesced) = (inventory(), whole_window(), quiesced());
+    inventory.file_systems.push(FileSystem {
+        superblock: data,
+        mount_points: vec!["/srv".into()],
+        is_root: false,
+        disks: vec!["vdb".into()],
+        ..inventory.file_systems[0].clone()
+    });
+    let thawed = window.thawed.as_mut().unwrap();
+    thawed.superblocks.push(SuperblockThaw { superblock: data, ..thawed.superblocks[0].clone() });
+    window.frozen.as_mut().unwrap().superblocks.push((data, 100));
+    change(&mut inventory, &mut window);
+    let snapshot = SnapshotEvidence { taken: true, atomic: false };
+    let (inventory, quiesced, window) = (Some(&inventory), Some(quiesced.as_slice()), Some(&window));
+    assess(&evidence(&Facts { inventory, quiesced, window, snapshot, ..Facts::default() })).level
+}
+
+#[test]
+fn several_disks_are_one_instant_only_as_far_as_the_freeze_is_proved() {
+    assert_eq!(on_two_disks(|_, _| {}), Some(ConsistencyLevel::Application));
+    let gap = |_: &mut Inventory, window: &mut Window| window.thawed.as_mut().unwrap().no_gap = false;
+    assert_eq!(on_two_disks(gap), None, "torn, not crash-consistent");
+    let not_frozen = |inventory: &mut Inventory, window: &mut Window| {
+        inventory.file_systems[1].fs_type = "vfat".into();
+        inventory.file_systems[1].freezable = Freezable::No("vfat cannot be frozen".into());
+        window.frozen.as_mut().unwrap().superblocks.truncate(1);
+        window.thawed.as_mut().unwrap().superblocks.truncate(1);
+    };
+    assert_eq!(
+        on_two_disks(not_frozen),
+        Some(ConsistencyLevel::Application),
+        "it does not count, and lies on one disk"
+    );
+    let torn = |inventory: &mut Inventory, window: &mut Window| {
+        not_frozen(inventory, window);
+        inventory.file_systems[1].disks.push("vdc".into());
+    };
+    assert_eq!(on_two_disks(torn), Some(ConsistencyLevel::FileSystem), "the disks are not known to be of one instant");
+}
+
 #[test]
 fn an_application_that_is_down_or_may_have_been_missed_keeps_the_level_below_the_best() {
     let level = |change: fn(&mut Inventory)| {

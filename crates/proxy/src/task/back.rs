@@ -44,6 +44,7 @@ impl Run<'_> {
         let refused = self.guest.as_ref().is_some_and(|guest| guest.refused().is_some());
         self.receipt(owed.contains(&Undo::Receipt) && (entered || !refused), &mut receipt).await;
         receipt.thaw_confirmed = !still_to_run(&self.progress).contains(&Undo::Thaw);
+        receipt.hypervisor_untouched = !self.progress.begun.contains(&Step::Inventory);
         if let Some(guest) = &mut self.guest {
             guest.close().await;
         }

@@ -203,7 +203,8 @@ impl InsideOutput {
             InsideOutput::Snapshot(Err(e)) => Err(failure::of_hypervisor(Step::Snapshot, &e).into()),
             InsideOutput::Hold(word) => {
                 let line = word?;
-                *evidence = SnapshotEvidence { taken: true, atomic: true };
+                // Of the caller's snapshot nothing is known but that it was taken.
+                *evidence = SnapshotEvidence { taken: true, atomic: false };
                 Ok(line)
             }
         }

@@ -5,13 +5,13 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags};
 use thiserror::Error;
 
 use super::{Device, small_file};
+use crate::mounts::{self, Mount};
 
 const MOUNTINFO_BYTES_MAX: u64 = 16 * 1024 * 1024;
 const FDINFO_BYTES_MAX: u64 = 4096;
@@ -24,12 +24,6 @@ const NAMES_MAX: usize = 16_384;
 pub(super) struct ProcessView {
     root: PathBuf,
     mounts: Vec<Mount>,
-}
-
-struct Mount {
-    id: u32,
-    device: Device,
-    point: PathBuf,
 }
 
 /// A directory that was looked up.
@@ -50,7 +44,7 @@ pub(super) enum ViewError {
     #[error("more than {SYMLINKS_MAX} symlinks in a row")]
     TooManyLinks,
     #[error("mount {0} is not in the process's mount table")]
-    UnknownMount(u32),
+    UnknownMount(u64),
 }
 
 impl ProcessView {
@@ -60,13 +54,16 @@ impl ProcessView {
     pub(super) fn of(proc_root: &Path, pid: u32) -> io::Result<Self> {
         let dir = proc_root.join(pid.to_string());
         let text = small_file::read(&dir.join("mountinfo"), MOUNTINFO_BYTES_MAX)?;
-        let mounts = parse_mountinfo(&text).ok_or(io::ErrorKind::InvalidData)?;
+        let (mounts, malformed) = mounts::parse(&text);
+        if malformed > 0 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         Ok(Self { root: dir.join("root"), mounts })
     }
 
     /// All mount points, in the order of the mount table.
     pub(super) fn mount_points(&self) -> impl Iterator<Item = &Path> {
-        self.mounts.iter().map(|mount| mount.point.as_path())
+        self.mounts.iter().map(|mount| mount.mount_point.as_path())
     }
 
     /// Whether the last component of `path` is a symlink.
@@ -102,7 +99,8 @@ impl ProcessView {
         }
         let id = mount_id(handle.as_raw_fd()).map_err(at_path)?;
         let mount = self.mounts.iter().find(|mount| mount.id == id).ok_or(ViewError::UnknownMount(id))?;
-        Ok(Directory { path, device: mount.device })
+        let device = Device { major: mount.superblock.major, minor: mount.superblock.minor };
+        Ok(Directory { path, device })
     }
 
     /// Follows every symlink inside the process's root. The kernel would take an absolute link from *our* root.
@@ -157,45 +155,11 @@ fn reversed(path: &Path) -> Vec<OsString> {
 }
 
 /// `st_dev` would name a subvolume on btrfs; the mount id (kernel 3.15 and later) leads to the superblock everywhere.
-fn mount_id(handle: i32) -> io::Result<u32> {
+fn mount_id(handle: i32) -> io::Result<u64> {
     let text = small_file::read(Path::new(&format!("/proc/self/fdinfo/{handle}")), FDINFO_BYTES_MAX)?;
     let text = String::from_utf8_lossy(&text);
     let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:")).and_then(|id| id.trim().parse().ok());
     id.ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
-/// Id, `major:minor` and mount point of each line of `/proc/PID/mountinfo`; `None` when a line has another form.
-fn parse_mountinfo(text: &[u8]) -> Option<Vec<Mount>> {
-    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    lines
-        .map(|line| {
-            let mut fields = line.split(|byte| *byte == b' ');
-            let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-            let (major, minor) = std::str::from_utf8(fields.nth(1)?).ok()?.split_once(':')?;
-            let device = Device { major: major.parse().ok()?, minor: minor.parse().ok()? };
-            let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
-            Some(Mount { id, device, point })
-        })
-        .collect()
-}
-
-/// The kernel writes space, tab, newline and backslash in a mount point as three octal digits.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, after)) = rest.split_first() {
-        match after {
-            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..] if *first == b'\\' => {
-                plain.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
-                rest = tail;
-            }
-            _ => {
-                plain.push(*first);
-                rest = after;
-            }
-        }
-    }
-    plain
 }
 
 #[cfg(test)]
@@ -243,13 +207,18 @@ mod tests {
     }
 
     #[test]
-    fn mountinfo_with_escaped_names() {
-        let text = b"22 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n\
+    fn a_mount_table_that_cannot_be_understood_is_an_error() {
+        let proc_root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(proc_root.path().join("7")).unwrap();
+        let view_of = |table: &str| {
+            std::fs::write(proc_root.path().join("7/mountinfo"), table).unwrap();
+            ProcessView::of(proc_root.path(), 7)
+        };
+        let table = "22 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n\
             40 22 0:35 /sub /mnt/a\\040b\\134c rw shared:1 master:2 - btrfs /dev/vdb rw\n";
-        let mounts = parse_mountinfo(text).unwrap();
-        assert_eq!(mounts.len(), 2);
-        assert_eq!((mounts[1].id, mounts[1].device), (40, Device { major: 0, minor: 35 }));
-        assert_eq!(mounts[1].point, Path::new("/mnt/a b\\c"));
-        assert!(parse_mountinfo(b"22 1 nonsense / / rw\n").is_none());
+        let view = view_of(table).unwrap();
+        assert_eq!(view.mount_points().collect::<Vec<_>>(), [Path::new("/"), Path::new("/mnt/a b\\c")]);
+        let error = view_of(&format!("{table}22 1 nonsense / / rw\n")).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 }

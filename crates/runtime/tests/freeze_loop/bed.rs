@@ -1,5 +1,6 @@
 //! A host of its own on the machine's kernel: `pivot_root` into an ext4 image, with an xfs at /data, an ext4 nested in it, a bind
-//! mount of it, an ext4 at /inner whose image lies in /data, and optionally a file system at /slow whose disk can be stopped.
+//! mount of it, an ext4 at /inner whose image lies in /data; and, for tests that ask for them, a file system at /slow whose disk
+//! can be stopped, or a btrfs with a subvolume at /btrfs.
 //!
 //! The guard: no file system of this machine's own can be seen in there; [`Bed::new`] checks it, and every component is told
 //! the machine's superblocks as untouchable. Everything is mounted in private namespaces, so it is gone with the processes.
@@ -16,6 +17,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 pub const TARGETS: [&str; 4] = ["/", "/data", "/data/nested", "/inner"];
+
+/// Where the file systems lie that only some tests ask for.
+pub const SLOW: &str = "/slow";
+pub const BTRFS: &str = "/btrfs";
 
 pub struct Bed {
     holder: Child,
@@ -37,19 +42,23 @@ pub fn machine_superblocks() -> Vec<Superblock> {
 
 impl Bed {
     pub fn new() -> Bed {
-        Bed::build(false)
+        Bed::build(None)
     }
 
     pub fn with_slow_disk() -> Bed {
-        Bed::build(true)
+        Bed::build(Some(SLOW))
     }
 
-    fn build(slow: bool) -> Bed {
+    pub fn with_btrfs() -> Bed {
+        Bed::build(Some(BTRFS))
+    }
+
+    fn build(another: Option<&'static str>) -> Bed {
         enter_private_mounts();
         let scratch = tempfile::Builder::new().prefix("lull-bed-").tempdir_in("/dev/shm").unwrap();
         let dir = scratch.path();
         let tree = dir.join("tree");
-        for folder in "proc sys dev run data inner bind slow old tmp bin etc root".split(' ') {
+        for folder in "proc sys dev run data inner bind slow btrfs old tmp bin etc root".split(' ') {
             std::fs::create_dir_all(tree.join(folder)).unwrap();
         }
         let busybox = "/bin/busybox";
@@ -64,7 +73,7 @@ impl Bed {
         run(&format!("cd {0} && truncate -s 512M data.img && mkfs.xfs -q data.img", dir.display()));
         run(&format!("cd {0} && truncate -s 48M nested.img && mkfs.ext4 -q -F nested.img", dir.display()));
         let mut under_slow = None;
-        if slow {
+        if another == Some(SLOW) {
             run(&format!(
                 "cd {0} && truncate -s 128M under.img && mkfs.ext4 -q -F under.img && mkdir under && mount -o loop under.img under \
                  && truncate -s 64M under/slow.img && mkfs.ext4 -q -F under/slow.img && sync -f under",
@@ -72,13 +81,21 @@ impl Bed {
             ));
             under_slow = Some(File::open(dir.join("under")).unwrap());
         }
-        let slow_mount = if slow { "mount -o loop under/slow.img m/slow" } else { ":" };
+        let mount_another = match another {
+            Some(SLOW) => "mount -o loop under/slow.img m/slow",
+            Some(_) => {
+                "truncate -s 256M btrfs.img; mkfs.btrfs -q btrfs.img >/dev/null; mount -o loop btrfs.img m/btrfs; \
+                 btrfs -q subvolume create m/btrfs/subvolume >/dev/null"
+            }
+            None => ":",
+        };
         let script = format!(
             "set -e; cd {0}; mkdir m; mount -o loop root.img m
              mount -t proc proc m/proc; mount -t sysfs sysfs m/sys; mount -t cgroup2 cgroup2 m/sys/fs/cgroup; mount -t devtmpfs dev m/dev
              mount -t tmpfs -o mode=755 tmpfs m/run
+             echo 0 >rcu_expedited; mount --bind rcu_expedited m/sys/kernel/rcu_expedited
              mount -o loop data.img m/data; mkdir -p m/data/nested m/data/sub; mount -o loop nested.img m/data/nested
-             mount --bind m/data/sub m/bind; {slow_mount}
+             mount --bind m/data/sub m/bind; {mount_another}
              truncate -s 32M m/data/inner.img; mkfs.ext4 -q -F m/data/inner.img; mount -o loop m/data/inner.img m/inner
              cd m; pivot_root . old; exec /bin/sh -c 'umount -l /old; echo ready; exec sleep 100000'",
             dir.display()
@@ -99,7 +116,7 @@ impl Bed {
         let root = PathBuf::from(format!("/proc/{}/root", holder.id()));
         let mut bed = Bed { holder, scratch, places: Vec::new(), under_slow, root };
         bed.guard();
-        let targets = TARGETS.iter().copied().chain(slow.then_some("/slow"));
+        let targets = TARGETS.iter().copied().chain(another);
         bed.places = targets.map(|place| (place.to_string(), File::open(bed.path(place)).unwrap())).collect();
         bed
     }
@@ -140,6 +157,11 @@ impl Bed {
             })
         };
         command
+    }
+
+    /// The kernel's switch for hurried grace periods, which the host has for itself.
+    pub fn grace_periods(&self) -> String {
+        std::fs::read_to_string(self.path("/sys/kernel/rcu_expedited")).unwrap().trim().to_string()
     }
 
     /// A cgroup of its own, as a login session has: its folder in the host.
@@ -224,6 +246,9 @@ impl Bed {
                 self.processes().iter().map(|(pid, name)| format!("process {name} ({pid})")).collect();
             let run = std::fs::read_dir(self.path("/run")).unwrap().flatten();
             left.extend(run.map(|entry| format!("file /run/{}", entry.file_name().to_string_lossy())));
+            if self.grace_periods() != "0" {
+                left.push("the kernel's grace periods in a hurry".into());
+            }
             if left.is_empty() || Instant::now() > give_up {
                 return left;
             }

@@ -59,6 +59,14 @@ impl Component {
         id
     }
 
+    /// Sends a renewal if the channel still takes one; whatever is answered is read by [`Self::channel_closes_within`].
+    #[allow(dead_code, reason = "only freeze_guest has a channel that dies under it")]
+    pub fn renew_if_alive(&mut self) {
+        let (id, command) = (self.next_id, Command::Renew(FreezeId(1)));
+        self.next_id += 1;
+        let _ = frame::write(self.to.as_mut().expect("channel cut"), &ToRuntime { id, command });
+    }
+
     pub fn answer_to(&mut self, wanted: u32) -> Result<Answer, Refusal> {
         loop {
             match self.from.recv_timeout(ANSWER_WITHIN).expect("no answer in time") {

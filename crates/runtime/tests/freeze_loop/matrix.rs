@@ -181,8 +181,7 @@ fn killed(victim: Victim, signal: i32) -> Outcome {
             let _ = component.renew(1);
         }
     }
-    let limit_ms = if victim == Victim::Watchdog && signal == libc::SIGSTOP { 3_000 } else { THAW_WITHIN_MS };
-    let took_ms = thawed_after(fault, &hanging, limit_ms);
+    let took_ms = thawed_after(fault, &hanging, THAW_WITHIN_MS);
     let told = match victim {
         Victim::Main => {
             assert!(component.channel_closes_within(Duration::from_secs(4)), "main must be gone");

@@ -1,12 +1,13 @@
 //! What holds in a freeze without faults, and what is refused.
 
-use crate::bed::{Bed, machine_superblocks};
+use crate::bed::{BTRFS, Bed, machine_superblocks};
 use crate::client::Component;
 use crate::deploy::{deploy, start};
 use lull_guest_wire::*;
 use lull_runtime::kernel;
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
 
 #[test]
 fn a_file_created_while_frozen_hangs_and_appears_after_the_thaw() {
@@ -45,6 +46,38 @@ fn a_file_created_while_frozen_hangs_and_appears_after_the_thaw() {
 }
 
 #[test]
+fn a_btrfs_is_frozen_with_its_subvolumes_and_thaws_by_itself() {
+    let bed = Bed::with_btrfs();
+    let mut component = start(&bed);
+    let Ok(Answer::Inventory(inventory)) = component.ask(Command::Inventory) else { panic!("no inventory") };
+    let btrfs = inventory.file_systems.iter().find(|fs| fs.superblock == bed.superblock(BTRFS)).unwrap();
+    assert_eq!((btrfs.fs_type.as_str(), &btrfs.freezable), ("btrfs", &Freezable::Yes));
+    let freeze = |component: &mut Component, number| {
+        let armed = component.arm(number, 5_000, 30_000);
+        assert!(armed.plan.contains(&bed.superblock(BTRFS)), "{armed:?}");
+        assert_eq!(component.freeze(number).superblocks.len(), 5);
+        let mut files = bed.create_files_that_hang(&number.to_string());
+        let inside = bed.create_file(&format!("{BTRFS}/subvolume/while-frozen-{number}"));
+        assert!(inside.recv_timeout(Duration::from_millis(200)).is_err(), "its subvolumes are frozen with it");
+        files.push(("subvolume".into(), inside));
+        files
+    };
+    let all_appear = |files: Vec<(String, Receiver<Instant>)>| {
+        for (place, when) in files {
+            when.recv_timeout(Duration::from_secs(2)).unwrap_or_else(|_| panic!("{place} did not thaw"));
+        }
+    };
+    let files = freeze(&mut component, 1);
+    let thawed = component.thaw(1);
+    assert!(thawed.no_gap, "{:?}", thawed.gaps);
+    all_appear(files);
+    let files = freeze(&mut component, 2);
+    component.cut();
+    all_appear(files);
+    assert!(bed.leftovers().is_empty(), "{:?}", bed.leftovers());
+}
+
+#[test]
 fn only_renew_status_and_thaw_pass_while_frozen() {
     let bed = Bed::new();
     let mut component = start(&bed);
@@ -78,6 +111,25 @@ fn one_component_freezes_again_and_again() {
     }
     component.bye();
     assert!(bed.leftovers().is_empty(), "{:?}", bed.leftovers());
+}
+
+#[test]
+fn grace_periods_hurry_while_a_freeze_is_armed_and_no_longer() {
+    let bed = Bed::new();
+    let mut component = start(&bed);
+    component.arm(1, 5_000, 30_000);
+    assert_eq!(bed.grace_periods(), "1");
+    component.freeze(1);
+    component.thaw(1);
+    component.status();
+    assert_eq!(bed.grace_periods(), "0");
+    // Somebody else's hurry stays theirs.
+    std::fs::write(bed.path("/sys/kernel/rcu_expedited"), "1\n").unwrap();
+    component.arm(2, 5_000, 30_000);
+    component.freeze(2);
+    component.thaw(2);
+    component.bye();
+    assert_eq!(bed.grace_periods(), "1");
 }
 
 #[test]

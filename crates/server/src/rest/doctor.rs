@@ -103,7 +103,7 @@ async fn vms(server: &Server) -> Answer<Vec<Finding>> {
         }
         if let (Some(_), Some(seen)) = server.store.host_keys(vm.id).await? {
             let text = format!("its guest showed another host key, {}, and was not contacted", seen.fingerprint);
-            let remedy = "compare it with the guest's own, then: lull vm accept-host-key VM FINGERPRINT";
+            let remedy = "compare it with the guest's own, then: lull vm accept-host-key VM --fingerprint FINGERPRINT";
             findings.push(finding(subject, "error", text, Some(remedy)));
         }
     }
@@ -133,7 +133,7 @@ async fn open_tasks(server: &Server) -> Vec<Finding> {
         .map(|task| {
             let subject = format!("VM {}", task.row.vm_name);
             let text = format!("session {} is being recovered: {}", task.row.session, task.row.state.owed());
-            finding(subject, "warning", text, Some("lull session show NUMBER says how far it is"))
+            finding(subject, "warning", text, Some("see how far it is: lull session show NUMBER"))
         })
         .collect()
 }

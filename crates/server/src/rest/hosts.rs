@@ -40,7 +40,7 @@ pub async fn add(State(server): State<Arc<Server>>, Body(new): Body<NewHost>) ->
     let seen = look::ask(&server, &qemu_dir, &fleecing_dir).await.map_err(|why| {
         Problem::new(422, "host-unreachable", format!("the VMs in {qemu_dir} cannot be listed"))
             .why(why)
-            .remedy("name the folder that holds the sockets VM.qmp and VM.qga, and let the backup server read it")
+            .remedy("name the folder that holds the sockets VM.qmp, and let the backup server read it")
     })?;
     let host = HostRow { id: Uuid::now_v7(), name, qemu_dir, fleecing_dir, problem: None, looked_us: None };
     server.store.add_host(&host).await?;

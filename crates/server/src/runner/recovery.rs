@@ -93,6 +93,7 @@ async fn see_to_guest(
     let order = v1::RecoverOrder {
         guest: Some(guest),
         maybe_frozen: hold.owed.frozen,
+        excluded_mount_points: excluded(open, hold),
         post_script: owed_script(server, hold).await?,
         ..empty_order(open, epoch)
     };
@@ -109,6 +110,12 @@ async fn see_to_guest(
     } else {
         Ok(Some(receipt))
     }
+}
+
+/// What this task did not freeze. What an earlier one may have left frozen was planned by other settings: then a thaw by
+/// hand spares nothing.
+fn excluded(open: &OpenTask, hold: &Hold) -> Vec<String> {
+    if hold.paid_for.is_some() { Vec::new() } else { open.row.work.settings.excluded_mount_points.clone() }
 }
 
 /// The password whose answer nobody heard, because the server was stopped at this step: one that was refused must not be

@@ -322,7 +322,7 @@ fn account(sent: &Sent, ending: &Ending, receipt: Option<&v1::Receipt>) -> Final
     FinalAccount {
         guest_clean: !sent.guest || refused || receipt.is_some_and(|r| clean(r.guest_checked, &r.left_in_guest)),
         hypervisor_clean: !sent.hypervisor
-            || receipt.is_some_and(|r| clean(r.hypervisor_checked, &r.left_in_hypervisor)),
+            || receipt.is_some_and(|r| r.hypervisor_untouched || clean(r.hypervisor_checked, &r.left_in_hypervisor)),
         thaw_confirmed: !sent.guest || receipt.is_some_and(|r| r.thaw_confirmed),
     }
 }

@@ -12,7 +12,7 @@ use lull_proxy_wire::v1::task_event::Event;
 use lull_proxy_wire::v1::to_task::Message;
 use lull_server::{LocalProxy, ServeProxy};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -37,6 +37,8 @@ pub struct Script {
     pub host_key: String,
     /// The guest's receipt names this.
     pub left_in_guest: Vec<String>,
+    /// … and this, at the hypervisor.
+    pub left_in_hypervisor: Vec<String>,
     /// So many recoveries fail first.
     pub recoveries_fail: u32,
     /// How a recovery's post-thaw script ends.
@@ -60,6 +62,9 @@ pub struct World {
     pub deployed: AtomicBool,
     /// A partial backup file is there.
     pub partial: AtomicBool,
+    /// Events of the last task that left the proxy, and those among them that begin or end a step.
+    pub said: AtomicUsize,
+    pub steps_said: AtomicUsize,
     /// Renewals that arrived.
     pub renewals: AtomicU32,
     /// Post-thaw scripts that recoveries ran.
@@ -142,6 +147,7 @@ struct Up {
     tx: mpsc::Sender<Result<v1::TaskEvent, Status>>,
     script: Script,
     sent: usize,
+    world: Arc<World>,
 }
 
 impl Up {
@@ -152,8 +158,12 @@ impl Up {
         }
         tokio::time::sleep(Duration::from_millis(self.script.pause_ms)).await;
         self.sent += 1;
+        let of_step = matches!(event, Event::StepStarted(_) | Event::StepEnded(_));
         let message = v1::TaskEvent { seq: self.sent as u64, at_us: 0, event: Some(event) };
-        self.tx.send(Ok(message)).await.is_ok()
+        let was_sent = self.tx.send(Ok(message)).await.is_ok();
+        self.world.steps_said.fetch_add(of_step.into(), Ordering::SeqCst);
+        self.world.said.store(self.sent, Ordering::SeqCst);
+        was_sent
     }
 
     async fn step(&mut self, step: Step) -> bool {
@@ -247,10 +257,10 @@ impl Proxy for Fake {
     async fn test_guest(&self, request: Request<v1::TestOrder>) -> Result<Response<Events>, Status> {
         self.tests.lock().unwrap().push(request.into_inner());
         let (tx, rx) = mpsc::channel(64);
-        let script = self.script.lock().unwrap().clone();
+        let (script, world) = (self.script.lock().unwrap().clone(), self.world.clone());
         tokio::spawn(async move {
             let fail_at = script.fail_at;
-            let mut up = Up { tx, script, sent: 0 };
+            let mut up = Up { tx, script, sent: 0, world };
             if !up.step(Step::Connect).await {
                 up.tx.closed().await;
             }
@@ -289,7 +299,9 @@ impl Fake {
         tx: mpsc::Sender<Result<v1::TaskEvent, Status>>,
     ) {
         let script = self.script.lock().unwrap().clone();
-        let mut up = Up { tx: tx.clone(), script, sent: 0 };
+        self.world.said.store(0, Ordering::SeqCst);
+        self.world.steps_said.store(0, Ordering::SeqCst);
+        let mut up = Up { tx: tx.clone(), script, sent: 0, world: self.world.clone() };
         let cancelled = tokio::select! {
             done = self.steps(&order, &mut up) => match done {
                 Ok(end) => {
@@ -384,6 +396,7 @@ impl Fake {
         }
         let mut receipt = clean();
         receipt.left_in_guest = up.script.left_in_guest.clone();
+        receipt.left_in_hypervisor = up.script.left_in_hypervisor.clone();
         Ok(v1::Finished {
             outcome: "success".into(),
             evidence_json: if guest && backup.is_some() { evidence() } else { String::new() },

@@ -2,7 +2,7 @@
 //! task with the truth.
 
 use crate::fake::Fake;
-use crate::harness::{Place, Server, furnish};
+use crate::harness::{PATIENCE, Place, Server, furnish};
 use lull_api::infrastructure::{AcceptHostKey, CredentialChange, RestorePoint, Vm};
 use lull_api::job::GuestSettings;
 use lull_api::session::Session;
@@ -40,11 +40,18 @@ async fn killed_after(place: &Place, fake: &Fake, hang_after: usize) {
     let recoveries = fake.recoveries().len();
     let server = Server::start(&place.state, std::slice::from_ref(fake)).await;
     let id = server.run("j").await.summary.id;
-    // Killed while the proxy is at work, as far as it gets; the last events may not be written down yet.
-    while fake.orders().len() == orders {
+    // Killed when all that the proxy said is written down: every step's beginning and end that it told.
+    let since = std::time::Instant::now();
+    while fake.orders().len() == orders || fake.world.said.load(Ordering::SeqCst) < hang_after {
+        assert!(since.elapsed() < PATIENCE, "the proxy did not say {hang_after} events");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
-    tokio::time::sleep(std::time::Duration::from_millis(5 * (hang_after as u64 % 4))).await;
+    let told = fake.world.steps_said.load(Ordering::SeqCst);
+    let written = |s: &Session| {
+        let steps = s.tasks.iter().flat_map(|task| &task.steps);
+        steps.map(|step| 1 + usize::from(step.state != "running")).sum::<usize>()
+    };
+    server.until(id, "all that was said is stored", |s| written(s) == told).await;
     server.kill().await;
 
     let server = Server::start(&place.state, std::slice::from_ref(fake)).await;
@@ -68,6 +75,36 @@ async fn killed_after(place: &Place, fake: &Fake, hang_after: usize) {
         assert!(!left.load(Ordering::SeqCst), "after {hang_after} events the guest is still {what}");
     }
     server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_after_a_restore_point_was_recorded_its_files_are_not_swept() {
+    let place = Place::new();
+    let fake = Fake::embedded();
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    furnish(&server, &place, &["db"], GuestSettings::default()).await;
+    // The task is over but for what it left in guest and hypervisor, which cannot be reached for a while.
+    fake.set(|script| {
+        script.left_in_guest = vec!["/run/lull-1".into()];
+        script.left_in_hypervisor = vec!["filter lull-1".into()];
+        script.recoveries_fail = u32::MAX;
+    });
+    let id = server.run("j").await.summary.id;
+    let recorded = |s: &Session| s.tasks[0].state == "recovering" && s.tasks[0].restore_point.is_some();
+    let point = server.until(id, "the restore point is recorded", recorded).await.tasks[0].restore_point;
+    server.kill().await;
+
+    let recoveries = fake.recoveries().len();
+    fake.set(|script| script.recoveries_fail = 0);
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    let session = server.finished(id).await;
+    let task = &session.tasks[0];
+    assert_eq!((task.result.as_deref(), task.restore_point), (Some("success"), point), "{session:#?}");
+    let since = &fake.recoveries()[recoveries..];
+    assert!(since.iter().any(|r| r.guest.is_some()) && since.iter().any(|r| r.hypervisor.is_some()), "{since:?}");
+    assert!(since.iter().all(|r| r.restore_point_id.is_empty()), "its files would be removed: {since:?}");
+    let points: Vec<RestorePoint> = server.client.get("/restore-points").await.unwrap();
+    assert_eq!(points.iter().map(|known| Some(known.id)).collect::<Vec<_>>(), [point]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,7 +165,8 @@ async fn killed_while_recovering_it_recovers_again_under_a_new_number() {
     let place = Place::new();
     let fake = Fake::embedded();
     let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
-    furnish(&server, &place, &["db"], GuestSettings::default()).await;
+    let exclude_mount_points = Some(vec!["/scratch".to_string()]);
+    furnish(&server, &place, &["db"], GuestSettings { exclude_mount_points, ..GuestSettings::default() }).await;
     fake.set(|script| script.hang_after = Some(12));
     let id = server.run("j").await.summary.id;
     server.until(id, "it is frozen", |s| s.tasks[0].steps.iter().any(|step| step.step == "freeze")).await;
@@ -141,8 +179,11 @@ async fn killed_while_recovering_it_recovers_again_under_a_new_number() {
     let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
     let session = server.finished(id).await;
     assert_eq!(session.summary.result.as_deref(), Some("failed"));
-    let epochs: Vec<u64> = fake.recoveries().iter().filter(|r| r.guest.is_some()).map(|r| r.epoch).collect();
+    let of_guest: Vec<_> = fake.recoveries().into_iter().filter(|r| r.guest.is_some()).collect();
+    let epochs: Vec<u64> = of_guest.iter().map(|r| r.epoch).collect();
     assert!(epochs.last() > epochs.first(), "{epochs:?}");
+    // What the task did not freeze is not its recovery's to thaw.
+    assert!(of_guest.iter().all(|r| r.excluded_mount_points == ["/scratch"]), "{of_guest:?}");
     assert!(!fake.world.frozen.load(Ordering::SeqCst));
 }
 
@@ -184,7 +225,9 @@ async fn a_recovery_that_is_refused_logs_in_once_and_says_what_stays_owed() {
     });
     let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
     let session = server
-        .until(id, "the login is refused", |s| s.tasks[0].notes.iter().any(|n| n.contains("not tried again: the guest")))
+        .until(id, "the login is refused", |s| {
+            s.tasks[0].notes.iter().any(|n| n.contains("not tried again: the guest"))
+        })
         .await;
     // The hypervisor's half is refused by the same knob; it logs in nowhere.
     let logins = || fake.recoveries().iter().filter(|r| r.guest.is_some()).count();

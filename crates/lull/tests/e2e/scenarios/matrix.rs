@@ -1,12 +1,14 @@
-//! The kill matrix on a real guest: who dies, stops or is cut, at which step of a backup; one line for each case.
+//! The kill matrix on a real guest: who dies, stops or is cut, at which step of a backup, and bad luck in which nobody
+//! dies; one line for each case.
 //!
 //! Where the guest is frozen it thaws in time; where it is not, it writes on. The session tells the truth, and nothing
 //! stays behind. The proxy is embedded: whatever happens to the server happens to it.
 
 use crate::events::Events;
-use crate::guest::{Pulse, Shell};
+use crate::guest::{Pulse, Shell, key_file};
 use crate::relay::{At, Held, Relay};
 use crate::scenarios::qmp::{LONGEST_WRITE, THAW_WITHIN};
+use crate::scenarios::{hold, repository};
 use crate::wire::Wire;
 use crate::world::{VM, World, assert_clean_receipt, sentence, task};
 use lull_api::session::{EventKind, Session};
@@ -20,6 +22,8 @@ enum Victim {
     Main,
     Watchdog,
     Both,
+    /// The one that runs the component, in an account that is not root's.
+    Sudo,
     Channel,
     Qmp,
 }
@@ -50,15 +54,20 @@ const CASES: &[Case] = &[
     (Victim::Server, FROZEN, Fault::Kill),
     (Victim::Server, FROZEN, Fault::Stop),
     (Victim::Server, "copy", Fault::Kill),
+    (Victim::Server, "verify", Fault::Kill),
     (Victim::Main, "pre-script", Fault::Kill),
     (Victim::Main, "quiesce", Fault::Kill),
     (Victim::Main, FROZEN, Fault::Kill),
     (Victim::Main, FROZEN, Fault::Stop),
     (Victim::Main, "copy", Fault::Kill),
+    (Victim::Main, "copy", Fault::Stop),
     (Victim::Watchdog, FROZEN, Fault::Kill),
     (Victim::Watchdog, FROZEN, Fault::Stop),
     (Victim::Both, FROZEN, Fault::Kill),
+    (Victim::Sudo, FROZEN, Fault::Kill),
+    (Victim::Channel, "connect", Fault::Cut),
     (Victim::Channel, "deploy", Fault::Cut),
+    (Victim::Channel, "inventory", Fault::Cut),
     (Victim::Channel, "pre-script", Fault::Cut),
     (Victim::Channel, "quiesce", Fault::Cut),
     (Victim::Channel, FROZEN, Fault::Cut),
@@ -69,6 +78,13 @@ const CASES: &[Case] = &[
     (Victim::Qmp, FROZEN, Fault::Silent),
     (Victim::Qmp, "copy", Fault::Cut),
 ];
+
+/// Victim, step and fault in the table's words, and the scenario.
+type Other = (&'static str, Step, &'static str, fn(&mut World));
+
+/// Bad luck in which nobody dies; scenarios of their own, which assert what becomes of them.
+const OTHERS: [Other; 2] =
+    [("-", "freeze", "EBUSY", hold::frozen_by_somebody_else), ("repository", "copy", "full", repository::full)];
 
 /// After this the snapshot itself is given up: 10 s; and a second for a write to get through and be told.
 const SILENT_THAW_WITHIN: Duration = Duration::from_secs(10 + 1 + 1);
@@ -92,9 +108,15 @@ pub fn play(world: &mut World) {
         .unwrap();
     std::fs::write(&after, "#!/bin/sh\necho x >>/run/post-ran\n").unwrap();
     let (wait, after) = (wait.display().to_string(), after.display().to_string());
-    world.make_job("matrix", &["--pre-freeze-script", &wait, "--post-thaw-script", &after, "--copy-limit", "64MiB"]);
+    let flags = ["--pre-freeze-script", &wait, "--post-thaw-script", &after];
+    world.make_job("matrix", &flags);
+    // Slow enough that a fault strikes while data is copied.
+    world.make_job("matrix-slow", &[&flags[..], &["--copy-limit", "256MiB"]].concat());
+    let key = key_file().display().to_string();
+    world.lull(&["credential", "remove", "ops"]);
+    world.lull(&["credential", "add", "ops", "--user", "ops", "--sudo-nopasswd", "--key", &key]).ok();
     let mut bed = Bed { relay: Relay::before(&world.guest), wire, shell: world.guest.shell() };
-    let mut rows: Vec<(Case, Result<Outcome, String>)> = Vec::new();
+    let mut rows: Vec<Row> = Vec::new();
     for case in CASES {
         let (victim, step, fault) = case;
         println!("   {victim:?} at {step}, {fault:?}");
@@ -104,34 +126,60 @@ pub fn play(world: &mut World) {
             world.lull(&["vm", "set", VM, "--connect", &bed.wire.address]).ok();
             bed.shell = world.guest.shell();
         }
-        rows.push((*case, played.map_err(|panic| message(&*panic))));
+        rows.push(Row { words: words(*case), outcome: played.map_err(|panic| message(&*panic)) });
     }
     drop(bed);
     world.lull(&["job", "remove", "matrix"]).ok();
+    world.lull(&["job", "remove", "matrix-slow"]).ok();
     let connect = world.address();
     world.lull(&["vm", "set", VM, "--connect", &connect]).ok();
+    world.lull(&["credential", "remove", "ops"]).ok();
+    for (victim, step, fault, play) in OTHERS {
+        println!("   {victim} at {step}, {fault}");
+        let played = catch_unwind(AssertUnwindSafe(|| {
+            play(world);
+            world.assert_calm();
+        }));
+        if played.is_err() {
+            world.reset();
+        }
+        let outcome = played.map(|()| (None, "refused or failed as it should, nothing left".to_string()));
+        let words = (victim.to_string(), step, fault);
+        rows.push(Row { words, outcome: outcome.map_err(|panic| message(&*panic)) });
+    }
     print(&rows);
-    let failed: Vec<Case> = rows.iter().filter(|row| row.1.is_err()).map(|row| row.0).collect();
+    let failed: Vec<_> = rows.iter().filter(|row| row.outcome.is_err()).map(|row| &row.words).collect();
     assert!(failed.is_empty(), "failed: {failed:?}");
 }
 
-fn print(rows: &[(Case, Result<Outcome, String>)]) {
-    println!("   {:<9} {:<11} {:<12} {:>12}  result", "victim", "step", "fault", "to thaw (ms)");
-    for ((victim, step, fault), outcome) in rows {
+/// Victim, step and fault in the table's words.
+type Words = (String, Step, &'static str);
+
+struct Row {
+    words: Words,
+    outcome: Result<Outcome, String>,
+}
+
+fn words((victim, step, fault): Case) -> Words {
+    let fault = match fault {
+        Fault::Kill => "SIGKILL",
+        Fault::Stop => "SIGSTOP",
+        Fault::Cut => "cut",
+        Fault::AnswersLost => "answers lost",
+        Fault::Silent => "silent",
+    };
+    (format!("{victim:?}").to_lowercase(), step, fault)
+}
+
+fn print(rows: &[Row]) {
+    println!("   {:<10} {:<11} {:<12} {:>12}  result", "victim", "step", "fault", "to thaw (ms)");
+    for Row { words: (victim, step, fault), outcome } in rows {
         let (thawed, told) = match outcome {
             Ok((Some(thawed), told)) => (thawed.as_millis().to_string(), told.as_str()),
             Ok((None, told)) => ("-".into(), told.as_str()),
             Err(why) => ("FAILED".into(), why.as_str()),
         };
-        let victim = format!("{victim:?}").to_lowercase();
-        let fault = match fault {
-            Fault::Kill => "SIGKILL",
-            Fault::Stop => "SIGSTOP",
-            Fault::Cut => "cut",
-            Fault::AnswersLost => "answers lost",
-            Fault::Silent => "silent",
-        };
-        println!("   {victim:<9} {step:<11} {fault:<12} {thawed:>12}  {told}");
+        println!("   {victim:<10} {step:<11} {fault:<12} {thawed:>12}  {told}");
     }
 }
 
@@ -141,13 +189,20 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 fn one(world: &mut World, bed: &mut Bed, case: Case) -> Outcome {
-    let (_, step, _) = case;
+    let (victim, step, _) = case;
     let frozen = step == FROZEN;
+    let credential = if victim == Victim::Sudo { "ops" } else { "root-key" };
+    world.lull(&["vm", "set", VM, "--credential", credential]).ok();
     bed.shell.ask("rm -f /run/post-ran /run/wait");
     let held = stops_at(bed, case);
     let pulse = world.guest.pulse();
-    let (id, events) = world.start_job("matrix");
+    // From here on whoever is on the wire is this task's.
+    bed.wire.cut();
+    let (id, events) = world.start_job(if step == "copy" { "matrix-slow" } else { "matrix" });
     reach(&events, step, held.as_ref());
+    if (victim, step) == (Victim::Channel, "connect") {
+        bed.wire.wait_for_somebody();
+    }
     if frozen {
         pulse.assert_frozen();
     }
@@ -174,7 +229,7 @@ fn one(world: &mut World, bed: &mut Bed, case: Case) -> Outcome {
 
 /// The pre-freeze script ran, so the other one must, whoever died in between.
 fn owes_post_script((_, step, _): Case) -> bool {
-    ["pre-script", "quiesce", FROZEN, "copy"].contains(&step)
+    ["pre-script", "quiesce", FROZEN, "copy", "verify"].contains(&step)
 }
 
 /// What makes the task wait at the step, where it would pass it too quickly.
@@ -185,6 +240,7 @@ fn stops_at(bed: &mut Bed, (victim, step, fault): Case) -> Option<Held> {
         (FROZEN, Victim::Qmp, Fault::AnswersLost) => return Some(bed.relay.hold(At::AnswersLost, "transaction")),
         (FROZEN, ..) => return Some(bed.relay.hold(At::Before, "transaction")),
         ("inventory", Victim::Qmp, _) => return Some(bed.relay.hold(At::After, "blockdev-add")),
+        ("inventory", Victim::Channel, _) => return Some(bed.relay.hold(At::Before, "blockdev-add")),
         ("copy", Victim::Qmp, _) => return Some(bed.relay.hold(At::AnswersLost, "blockdev-backup")),
         _ => {}
     }
@@ -262,7 +318,7 @@ fn strike(world: &mut World, bed: &mut Bed, (victim, step, fault): Case, held: O
 /// Kills or stops the component, its watchdog, or both. By what a shell can do itself: the root may be frozen.
 fn in_guest(shell: &mut Shell, victim: Victim, fault: Fault) -> Instant {
     let found = shell.ask(
-        "for p in /proc/[0-9]*; do { read -r n <$p/comm; } 2>/dev/null && case $n in *lull*) echo $n ${p#/proc/};; esac; done",
+        "for p in /proc/[0-9]*; do { read -r n <$p/comm; } 2>/dev/null && case $n in *lull*|sudo) echo $n ${p#/proc/};; esac; done",
     );
     let pid_of = |name: &str| {
         let mut of_name = found.iter().filter_map(|line| line.split_once(' ')).filter(|(found, _)| *found == name);
@@ -275,6 +331,12 @@ fn in_guest(shell: &mut Shell, victim: Victim, fault: Fault) -> Instant {
             let (main, watchdog) = (pid_of("lull-runtime"), pid_of("lull-watchdog"));
             format!("kill -STOP {watchdog}; kill -KILL {main} {watchdog}")
         }
+        // Where it has a monitor of its own there are two.
+        Victim::Sudo => {
+            pid_of("sudo");
+            let all = found.iter().filter_map(|line| line.strip_prefix("sudo "));
+            format!("kill -KILL {}", all.collect::<Vec<_>>().join(" "))
+        }
         Victim::Watchdog => format!("kill -{signal} {}", pid_of("lull-watchdog")),
         _ => format!("kill -{signal} {}", pid_of("lull-runtime")),
     };
@@ -286,8 +348,14 @@ fn in_guest(shell: &mut Shell, victim: Victim, fault: Fault) -> Instant {
 fn judge(world: &World, (victim, step, _): Case, session: &Session) {
     let result = session.summary.result.as_deref().unwrap_or("none");
     let task = task(session);
-    // Once the snapshot was taken inside, the backup needs neither the component nor the channel any more.
-    if step == "copy" && matches!(victim, Victim::Main | Victim::Channel) {
+    // Once the snapshot was taken inside, the backup needs neither the component nor the channel any more. And a login by
+    // key that breaks off is tried again: no account is locked by one.
+    let survives = match victim {
+        Victim::Main => step == "copy",
+        Victim::Channel => ["connect", "copy"].contains(&step),
+        _ => false,
+    };
+    if survives {
         assert!(["success", "warning"].contains(&result), "{session:#?}");
         assert_eq!(task.level.as_deref(), Some("application"), "{session:#?}");
         assert!(task.restore_point.is_some(), "{session:#?}");

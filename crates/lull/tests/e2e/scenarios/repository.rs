@@ -1,11 +1,11 @@
 //! The repository full, slow or gone while the guest writes: the VM runs on. Full or gone, the backup fails and its partial
 //! file is removed; slow, it succeeds later.
 
+use crate::guard::assert_may_be_frozen;
 use crate::guest::{Pulse, files_below};
 use crate::program::run;
 use crate::told::assert_says;
 use crate::world::{JOB, World, assert_clean_receipt, sentence, task};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -101,7 +101,6 @@ pub fn gone(world: &mut World) {
 /// An ext4 in a file of its own. Frozen, it is a repository whose writes hang, as on a server that does not answer.
 struct Slow {
     folder: PathBuf,
-    device: u64,
 }
 
 impl Slow {
@@ -112,17 +111,12 @@ impl Slow {
         run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image));
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&folder));
         std::fs::remove_dir(folder.join("lost+found")).unwrap();
-        let device = std::fs::metadata(&folder).unwrap().dev();
-        Slow { folder, device }
+        Slow { folder }
     }
 
     /// Hangs once for long, then again and again for a moment, until it is told to end.
     fn hang(&self, enough: &AtomicBool) {
-        // Nothing but what was mounted here may be frozen, least of all what the machine runs on.
-        let source = run(Command::new("findmnt").args(["-n", "-o", "SOURCE", "--mountpoint"]).arg(&self.folder));
-        let others =
-            ["/", "/tmp", "/var", "/usr", "/home"].map(|path| std::fs::metadata(path).map(|data| data.dev()).ok());
-        assert!(source.starts_with("/dev/loop") && !others.contains(&Some(self.device)), "refusing to freeze {source}");
+        assert_may_be_frozen(&self.folder);
         for pause in [LONG_HANG].into_iter().chain(std::iter::repeat_n(SHORT_HANG, 12)) {
             if enough.load(Ordering::SeqCst) {
                 return;
