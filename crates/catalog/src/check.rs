@@ -4,11 +4,11 @@
 
 use crate::catalog::Catalog;
 use crate::error::CatalogError;
-use crate::frames::is_plain_absolute;
 use crate::point::is_alive;
 use crate::table::read::Table;
 use crate::table::rows::{Row, Rows};
 use crate::version::Interval;
+use lull_guest_wire::listing::is_folder_path;
 use uuid::Uuid;
 
 /// Most problems that are named.
@@ -53,7 +53,7 @@ fn rows(table: &Table, report: &mut CheckReport) -> Result<(), CatalogError> {
         let Row { path, interval, .. } = row;
         let is_after = last.0.as_slice() < path || (last.0 == path && last.1.last < interval.first);
         let wrongs = [
-            (!is_plain_absolute(path), "its path is no plain absolute one"),
+            (!is_folder_path(path), "its path is no plain absolute one"),
             (!is_after, "it is out of order, or overlaps the version before it"),
             (interval.first > interval.seen || interval.seen > interval.last, "its interval contradicts itself"),
             (interval.last > header.number_highest, "it lies in a restore point that there never was"),

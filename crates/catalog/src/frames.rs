@@ -1,13 +1,11 @@
-//! Unpacks what a walk sends: one zstd frame around one postcard `Listing`, taken apart without a copy of its entries.
+//! Unpacks what a walk sends: one zstd frame around one listing, and says what it holds, one thing after another.
 //!
-//! The guest is not trusted. Compressed and unpacked size are bounded before anything is allocated, the memory does not grow with the
-//! number of entries that a listing claims to have, and no path leaves here that is not a plain absolute one. Knows nothing of what
-//! becomes of the entries. The types in `guest_wire::listing` are the truth about the bytes; those here borrow from them.
+//! The guest is not trusted. Compressed and unpacked size are bounded before anything is allocated; `guest_wire::listing` checks every
+//! path and name, and borrows them from the unpacked bytes. Knows nothing of what becomes of the entries.
 
 use crate::error::CatalogError;
-use crate::version::{Kind, Version};
-use lull_guest_wire::listing::{LISTING_COMPRESSED_BYTES_MAX, LISTING_UNPACKED_BYTES_MAX};
-use serde::Deserialize;
+use crate::version::Version;
+use lull_guest_wire::listing::{self, COMPRESSED_BYTES_MAX, UNPACKED_BYTES_MAX};
 
 /// One thing that a listing says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +33,7 @@ pub enum Item<'a> {
 /// Why a frame was not taken.
 #[derive(Debug)]
 pub enum FrameTrouble {
-    /// The frame is not what a walk sends; what it said before that was handed on.
+    /// The frame is not what a walk sends; nothing of it was handed on.
     Bad(String),
     /// Whoever takes the items failed.
     Taker(CatalogError),
@@ -47,36 +45,13 @@ pub struct Decoder {
     unpacked: Vec<u8>,
 }
 
-#[derive(Deserialize)]
-struct Head<'a> {
-    #[serde(borrow)]
-    path: &'a [u8],
-    #[serde(borrow)]
-    error: Option<&'a str>,
-    more: bool,
-    entries: u64,
-}
-
-#[derive(Deserialize)]
-struct EntryRef<'a> {
-    #[serde(borrow)]
-    name: &'a [u8],
-    kind: Kind,
-    size_bytes: u64,
-    mtime_us: i64,
-    mode: u32,
-    uid: u32,
-    gid: u32,
-    changed_after_freeze: bool,
-}
-
 impl Decoder {
     /// A decoder that holds one unpacked listing.
     ///
     /// # Errors
     /// When zstd has no memory.
     pub fn new() -> std::io::Result<Decoder> {
-        Ok(Decoder { zstd: zstd::bulk::Decompressor::new()?, unpacked: Vec::with_capacity(LISTING_UNPACKED_BYTES_MAX) })
+        Ok(Decoder { zstd: zstd::bulk::Decompressor::new()?, unpacked: Vec::with_capacity(UNPACKED_BYTES_MAX) })
     }
 
     /// Hands each thing that `frame` says to `taker`.
@@ -88,73 +63,42 @@ impl Decoder {
         frame: &[u8],
         taker: &mut dyn FnMut(Item<'_>) -> Result<(), CatalogError>,
     ) -> Result<(), FrameTrouble> {
-        if frame.len() > LISTING_COMPRESSED_BYTES_MAX {
-            return Err(bad(format!("a piece of {} bytes, allowed are {LISTING_COMPRESSED_BYTES_MAX}", frame.len())));
+        if frame.len() > COMPRESSED_BYTES_MAX {
+            return Err(bad(format!("a piece of {} bytes, allowed are {COMPRESSED_BYTES_MAX}", frame.len())));
         }
         self.unpacked.clear();
         self.zstd.decompress_to_buffer(frame, &mut self.unpacked).map_err(|error| {
-            bad(format!("a piece that cannot be unpacked into {LISTING_UNPACKED_BYTES_MAX} bytes: {error}"))
+            bad(format!("a piece that cannot be unpacked into {UNPACKED_BYTES_MAX} bytes: {error}"))
         })?;
-        items(&self.unpacked, taker)
-    }
-}
-
-fn items(unpacked: &[u8], taker: &mut dyn FnMut(Item<'_>) -> Result<(), CatalogError>) -> Result<(), FrameTrouble> {
-    let (folders, mut rest) = take::<u64>(unpacked)?;
-    for _ in 0..folders {
-        let (head, after) = take::<Head<'_>>(rest)?;
-        rest = after;
-        if !is_plain_absolute(head.path) {
-            return Err(bad(format!("a folder path that is no plain absolute one: {}", head.path.escape_ascii())));
-        }
-        for _ in 0..head.entries {
-            let (entry, after) = take::<EntryRef<'_>>(rest)?;
-            rest = after;
-            if !is_name(entry.name) {
-                return Err(bad(format!("an entry name that is none: {}", entry.name.escape_ascii())));
+        let listing = listing::read(&self.unpacked).map_err(|error| bad(error.to_string()))?;
+        for folder in &listing.folders {
+            for entry in &folder.entries {
+                let version = Version {
+                    kind: entry.kind,
+                    size_bytes: entry.size_bytes,
+                    mtime_us: entry.mtime_us,
+                    mode: entry.mode,
+                    uid: entry.uid,
+                    gid: entry.gid,
+                    changed_after_freeze: entry.changed_after_freeze,
+                };
+                taker(Item::Entry { folder: folder.path, name: entry.name, version }).map_err(FrameTrouble::Taker)?;
             }
-            let version = Version {
-                kind: entry.kind,
-                size_bytes: entry.size_bytes,
-                mtime_us: entry.mtime_us,
-                mode: entry.mode,
-                uid: entry.uid,
-                gid: entry.gid,
-                changed_after_freeze: entry.changed_after_freeze,
-            };
-            taker(Item::Entry { folder: head.path, name: entry.name, version }).map_err(FrameTrouble::Taker)?;
+            taker(Item::Folder { path: folder.path, ended: !folder.more, failed: folder.error.is_some() })
+                .map_err(FrameTrouble::Taker)?;
         }
-        taker(Item::Folder { path: head.path, ended: !head.more, failed: head.error.is_some() })
-            .map_err(FrameTrouble::Taker)?;
+        Ok(())
     }
-    if rest.is_empty() { Ok(()) } else { Err(bad(format!("{} bytes after the end of a piece", rest.len()))) }
-}
-
-fn take<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<(T, &'a [u8]), FrameTrouble> {
-    postcard::take_from_bytes(bytes).map_err(|error| bad(format!("a piece that is no listing: {error}")))
 }
 
 fn bad(reason: String) -> FrameTrouble {
     FrameTrouble::Bad(reason)
 }
 
-fn is_name(name: &[u8]) -> bool {
-    !matches!(name, b"" | b"." | b"..") && memchr::memchr2(b'/', 0, name).is_none()
-}
-
-/// `/`, or names with one `/` before each.
-pub(crate) fn is_plain_absolute(path: &[u8]) -> bool {
-    match path.split_first() {
-        Some((b'/', [])) => true,
-        Some((b'/', rest)) => rest.split(|byte| *byte == b'/').all(is_name),
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lull_guest_wire::listing::{Entry, FolderListing, Listing};
+    use lull_guest_wire::listing::{Entry, FolderListing, Kind, Listing};
     use proptest::prelude::*;
 
     fn packed(bytes: &[u8]) -> Vec<u8> {
@@ -179,76 +123,57 @@ mod tests {
         }
     }
 
-    fn entry(name: &[u8], kind: Kind) -> Entry {
-        Entry {
-            name: name.to_vec(),
-            kind,
+    #[test]
+    fn what_a_walk_sends_is_read_as_it_was_meant() {
+        let version = Version {
+            kind: Kind::Socket,
             size_bytes: u64::MAX,
             mtime_us: -1,
             mode: 0o4755,
             uid: 1,
             gid: u32::MAX,
             changed_after_freeze: true,
-        }
-    }
-
-    fn folder(path: &[u8], entries: Vec<Entry>) -> FolderListing {
-        FolderListing { path: path.to_vec(), error: None, more: false, entries }
-    }
-
-    #[test]
-    fn what_a_walk_sends_is_read_as_it_was_meant() {
-        let mut entries = Vec::new();
-        for (kind, _, _) in crate::version::KINDS {
-            entries.push(entry(format!("\n\u{fc}{kind:?}").as_bytes(), kind));
-        }
-        entries.push(entry(b"\xff\xfe", Kind::File));
-        let listing = Listing {
-            folders: vec![
-                folder(b"/", entries.clone()),
-                FolderListing { error: Some("EACCES".into()), more: true, ..folder(b"/a/\xff", vec![]) },
-            ],
         };
-        let said = decoded(&packed(&postcard::to_stdvec(&listing).unwrap())).unwrap();
-        let mut expected: Vec<String> = entries
-            .iter()
-            .map(|e| {
-                let version = Version {
-                    kind: e.kind,
-                    size_bytes: e.size_bytes,
-                    mtime_us: e.mtime_us,
-                    mode: e.mode,
-                    uid: e.uid,
-                    gid: e.gid,
-                    changed_after_freeze: e.changed_after_freeze,
-                };
-                format!("/|{}|{version:?}", e.name.escape_ascii())
-            })
-            .collect();
-        expected.extend(["/: true false".to_string(), "/a/\\xff: false true".to_string()]);
-        assert_eq!(said, expected);
+        let entry = |name| Entry {
+            name,
+            kind: version.kind,
+            size_bytes: version.size_bytes,
+            mtime_us: version.mtime_us,
+            mode: version.mode,
+            uid: version.uid,
+            gid: version.gid,
+            changed_after_freeze: version.changed_after_freeze,
+        };
+        let entries = vec![entry(b"\n"), entry(b"\xff\xfe")];
+        let first = FolderListing { path: b"/", error: None, more: false, entries };
+        let second = FolderListing { path: b"/a/\xff", error: Some("EACCES"), more: true, entries: vec![] };
+        let listing = Listing { folders: vec![first, second] };
+        assert_eq!(
+            decoded(&packed(&postcard::to_stdvec(&listing).unwrap())).unwrap(),
+            [
+                format!("/|\\n|{version:?}"),
+                format!("/|\\xff\\xfe|{version:?}"),
+                "/: true false".to_string(),
+                "/a/\\xff: false true".to_string(),
+            ]
+        );
     }
 
     #[test]
     fn paths_that_would_lie_elsewhere_are_refused() {
         for path in [&b""[..], b"a", b"/a/", b"//", b"/a//b", b"/a/../b", b"/.", b"/a\0b"] {
-            let listing = Listing { folders: vec![folder(path, vec![])] };
+            let listing = Listing { folders: vec![FolderListing { path, error: None, more: false, entries: vec![] }] };
             let refused = decoded(&packed(&postcard::to_stdvec(&listing).unwrap())).unwrap_err();
-            assert!(refused.contains("no plain absolute one"), "{refused}");
-        }
-        for name in [&b""[..], b".", b"..", b"a/b", b"a\0"] {
-            let listing = Listing { folders: vec![folder(b"/", vec![entry(name, Kind::File)])] };
-            let refused = decoded(&packed(&postcard::to_stdvec(&listing).unwrap())).unwrap_err();
-            assert!(refused.contains("an entry name that is none"), "{refused}");
+            assert!(refused.contains("no absolute path of a folder"), "{refused}");
         }
     }
 
     #[test]
     fn a_piece_larger_than_its_bound_is_refused_before_it_is_unpacked() {
-        let bomb = packed(&vec![0; LISTING_UNPACKED_BYTES_MAX + 1]);
+        let bomb = packed(&vec![0; UNPACKED_BYTES_MAX + 1]);
         assert!(bomb.len() < 4_096);
         assert!(decoded(&bomb).unwrap_err().contains("cannot be unpacked"));
-        assert!(decoded(&vec![0; LISTING_COMPRESSED_BYTES_MAX + 1]).unwrap_err().contains("allowed are"));
+        assert!(decoded(&vec![0; COMPRESSED_BYTES_MAX + 1]).unwrap_err().contains("allowed are"));
     }
 
     #[test]
@@ -256,7 +181,7 @@ mod tests {
         for claim in [
             postcard::to_stdvec(&u64::MAX).unwrap(),
             postcard::to_stdvec(&(1u64, &b"/"[..], Option::<&str>::None, false, u64::MAX)).unwrap(),
-            [postcard::to_stdvec(&Listing::default()).unwrap(), vec![0]].concat(),
+            [postcard::to_stdvec(&Listing { folders: vec![] }).unwrap(), vec![0]].concat(),
         ] {
             assert!(decoded(&packed(&claim)).is_err());
         }

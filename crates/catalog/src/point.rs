@@ -3,7 +3,7 @@
 //! A restore point without an index is simply not among a table's points: it leaves a gap in the intervals and ends none.
 
 use crate::version::Interval;
-use lull_guest_wire::listing::{IndexSummary, LISTING_EXAMPLES_MAX};
+use lull_guest_wire::listing::{EXAMPLES_MAX, IndexSummary, cut};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -57,18 +57,14 @@ impl Walk {
             unreadable_entries: summary.unreadable_entries,
             vanished: summary.vanished,
             complete: summary.complete,
-            stopped_because: summary.stopped_because.as_deref().map(cut),
-            examples: summary.examples.iter().take(LISTING_EXAMPLES_MAX).map(|text| cut(text)).collect(),
+            stopped_because: summary.stopped_because.as_deref().map(short),
+            examples: summary.examples.iter().take(EXAMPLES_MAX).map(|text| short(text)).collect(),
         }
     }
 }
 
-fn cut(text: &str) -> String {
-    let mut end = text.len().min(TEXT_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_string()
+fn short(text: &str) -> String {
+    cut(text, TEXT_BYTES_MAX).to_string()
 }
 
 /// One restore point in which a version existed.
@@ -114,12 +110,12 @@ mod tests {
         let long = "ä".repeat(TEXT_BYTES_MAX);
         let summary = IndexSummary {
             stopped_because: Some(format!("x{long}")),
-            examples: vec![long; LISTING_EXAMPLES_MAX + 1],
+            examples: vec![long; EXAMPLES_MAX + 1],
             ..IndexSummary::default()
         };
         let walk = Walk::from_summary(&summary);
         assert_eq!(walk.stopped_because.map(|text| text.len()), Some(TEXT_BYTES_MAX - 1));
-        assert_eq!((walk.examples.len(), walk.examples[0].len()), (LISTING_EXAMPLES_MAX, TEXT_BYTES_MAX));
+        assert_eq!((walk.examples.len(), walk.examples[0].len()), (EXAMPLES_MAX, TEXT_BYTES_MAX));
     }
 
     #[test]

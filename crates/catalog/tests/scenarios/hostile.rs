@@ -3,9 +3,8 @@
 use crate::trees::*;
 use lull_catalog::sort::PATH_BYTES_MAX;
 use lull_catalog::*;
-use lull_guest_wire::listing::FolderListing;
 
-fn listing(path: &[u8], entries: Vec<lull_guest_wire::listing::Entry>) -> FolderListing {
+fn listing(path: &[u8], entries: Vec<(Vec<u8>, Version)>) -> FolderListing {
     FolderListing { path: path.to_vec(), error: None, more: false, entries }
 }
 

@@ -1,7 +1,7 @@
 //! Made-up guests: trees in memory, and the frames that a walk of one sends. Knows nothing of the catalog but what it is given.
 
 use lull_catalog::{Catalog, Hit, IngestOutcome, IngestReport, Kind, NewPoint, Order, Query, Version};
-use lull_guest_wire::listing::{Entry, FolderListing, IndexSummary, Listing};
+use lull_guest_wire::listing::{self, IndexSummary};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use uuid::Uuid;
@@ -47,6 +47,36 @@ pub fn name(path: &[u8]) -> &[u8] {
     &path[path.iter().rposition(|byte| *byte == b'/').unwrap() + 1..]
 }
 
+/// A listing of a folder, or a piece of it, that owns what it says.
+#[derive(Debug, Clone)]
+pub struct FolderListing {
+    pub path: Vec<u8>,
+    pub error: Option<String>,
+    pub more: bool,
+    pub entries: Vec<(Vec<u8>, Version)>,
+}
+
+impl FolderListing {
+    fn borrowed(&self) -> listing::FolderListing<'_> {
+        let entries = self.entries.iter().map(|(name, version)| listing::Entry {
+            name,
+            kind: version.kind,
+            size_bytes: version.size_bytes,
+            mtime_us: version.mtime_us,
+            mode: version.mode,
+            uid: version.uid,
+            gid: version.gid,
+            changed_after_freeze: version.changed_after_freeze,
+        });
+        listing::FolderListing {
+            path: &self.path,
+            error: self.error.as_deref(),
+            more: self.more,
+            entries: entries.collect(),
+        }
+    }
+}
+
 /// How a walk of a tree goes.
 #[derive(Debug, Clone, Default)]
 pub struct Walking {
@@ -80,7 +110,7 @@ impl Walking {
         let (read, unknown) = self.folders(tree);
         for path in read {
             let inside = tree.iter().filter(|(child, _)| parent(child) == path);
-            let mut entries: Vec<Entry> = inside.map(|(child, version)| entry(name(child), version)).collect();
+            let mut entries: Vec<_> = inside.map(|(child, version)| entry(name(child), version)).collect();
             if self.piece > 0 {
                 while entries.len() > self.piece {
                     let rest = entries.split_off(self.piece);
@@ -104,21 +134,13 @@ impl Walking {
     }
 }
 
-pub fn entry(name: &[u8], version: &Version) -> Entry {
-    Entry {
-        name: name.to_vec(),
-        kind: version.kind,
-        size_bytes: version.size_bytes,
-        mtime_us: version.mtime_us,
-        mode: version.mode,
-        uid: version.uid,
-        gid: version.gid,
-        changed_after_freeze: version.changed_after_freeze,
-    }
+pub fn entry(name: &[u8], version: &Version) -> (Vec<u8>, Version) {
+    (name.to_vec(), *version)
 }
 
 pub fn frame(folders: Vec<FolderListing>) -> Vec<u8> {
-    zstd::bulk::compress(&postcard::to_stdvec(&Listing { folders }).unwrap(), 1).unwrap()
+    let listing = listing::Listing { folders: folders.iter().map(FolderListing::borrowed).collect() };
+    zstd::bulk::compress(&postcard::to_stdvec(&listing).unwrap(), 1).unwrap()
 }
 
 /// Frames of at most `folders` folders each.

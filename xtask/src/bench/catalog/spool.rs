@@ -3,7 +3,7 @@
 //! Makes one of a tree of this machine, and others of one. Knows nothing of the catalog.
 
 use anyhow::{Context, Result, bail};
-use lull_guest_wire::listing::{Entry, FolderListing, Kind, Listing};
+use lull_guest_wire::listing::{self, Kind, UNPACKED_BYTES_MAX};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, ErrorKind, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -14,6 +14,39 @@ use std::path::{Path, PathBuf};
 const LISTING_BYTES: usize = 512 << 10;
 /// A folder of more entries goes in pieces.
 const PIECE_ENTRIES: usize = 8_192;
+
+/// An entry of a folder, with a name of its own.
+struct Entry {
+    name: Vec<u8>,
+    kind: Kind,
+    size_bytes: u64,
+    mtime_us: i64,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+}
+
+impl Entry {
+    fn borrowed(&self) -> listing::Entry<'_> {
+        listing::Entry {
+            name: &self.name,
+            kind: self.kind,
+            size_bytes: self.size_bytes,
+            mtime_us: self.mtime_us,
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            changed_after_freeze: false,
+        }
+    }
+}
+
+/// A folder, or a piece of it.
+struct Folder {
+    path: Vec<u8>,
+    more: bool,
+    entries: Vec<Entry>,
+}
 
 /// A file of frames.
 pub struct Spool(PathBuf);
@@ -66,7 +99,6 @@ impl Spool {
                     mode: metadata.mode() & 0o7777,
                     uid: metadata.uid(),
                     gid: metadata.gid(),
-                    changed_after_freeze: false,
                 });
             }
             writer.folder(folder.as_os_str().as_bytes(), entries)?;
@@ -120,11 +152,20 @@ impl Spool {
         Ok(())
     }
 
-    fn each_folder(&self, mut each: impl FnMut(FolderListing) -> Result<bool>) -> Result<()> {
+    fn each_folder(&self, mut each: impl FnMut(Folder) -> Result<bool>) -> Result<()> {
         for frame in self.frames()? {
-            let listing: Listing = postcard::from_bytes(&zstd::bulk::decompress(&frame?, 4 << 20)?)?;
-            for folder in listing.folders {
-                if !each(folder)? {
+            let unpacked = zstd::bulk::decompress(&frame?, UNPACKED_BYTES_MAX)?;
+            for folder in listing::read(&unpacked)?.folders {
+                let entries = folder.entries.iter().map(|entry| Entry {
+                    name: entry.name.to_vec(),
+                    kind: entry.kind,
+                    size_bytes: entry.size_bytes,
+                    mtime_us: entry.mtime_us,
+                    mode: entry.mode,
+                    uid: entry.uid,
+                    gid: entry.gid,
+                });
+                if !each(Folder { path: folder.path.to_vec(), more: folder.more, entries: entries.collect() })? {
                     return Ok(());
                 }
             }
@@ -155,7 +196,7 @@ fn kind(file_type: std::fs::FileType) -> Kind {
 
 struct Writer {
     file: BufWriter<File>,
-    folders: Vec<FolderListing>,
+    folders: Vec<Folder>,
     bytes: usize,
     entries: u64,
 }
@@ -170,7 +211,7 @@ impl Writer {
         loop {
             let rest = entries.split_off(entries.len().min(PIECE_ENTRIES));
             let more = !rest.is_empty();
-            self.listing(FolderListing { path: path.to_vec(), error: None, more, entries })?;
+            self.listing(Folder { path: path.to_vec(), more, entries })?;
             if !more {
                 return Ok(());
             }
@@ -178,7 +219,7 @@ impl Writer {
         }
     }
 
-    fn listing(&mut self, listing: FolderListing) -> Result<()> {
+    fn listing(&mut self, listing: Folder) -> Result<()> {
         self.entries += listing.entries.len() as u64;
         self.bytes += listing.path.len() + 8;
         self.bytes += listing.entries.iter().map(|entry| entry.name.len() + 24).sum::<usize>();
@@ -187,9 +228,15 @@ impl Writer {
     }
 
     fn send(&mut self) -> Result<()> {
-        let listing = Listing { folders: std::mem::take(&mut self.folders) };
+        let folders = self.folders.iter().map(|folder| listing::FolderListing {
+            path: &folder.path,
+            error: None,
+            more: folder.more,
+            entries: folder.entries.iter().map(Entry::borrowed).collect(),
+        });
+        let frame = zstd::bulk::compress(&postcard::to_stdvec(&listing::Listing { folders: folders.collect() })?, 1)?;
+        self.folders.clear();
         self.bytes = 0;
-        let frame = zstd::bulk::compress(&postcard::to_stdvec(&listing)?, 1)?;
         self.file.write_all(&u32::try_from(frame.len())?.to_le_bytes())?;
         Ok(self.file.write_all(&frame)?)
     }
