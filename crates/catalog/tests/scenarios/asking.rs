@@ -156,6 +156,27 @@ fn a_search_can_be_broken_off() {
     }
 }
 
+#[test]
+fn a_search_goes_on_in_the_table_that_it_opened() {
+    let (_folder, catalog) = catalog();
+    let whole = told(&catalog, &everything());
+    let mut hits = Vec::new();
+    catalog
+        .search(&everything(), &mut |hit| {
+            match hits.len() {
+                0 => drop(ingest(&catalog, 4, &tree(&[(b"/new", file(1, 1))]))),
+                1 => drop(catalog.forget(VM, &[point_id(1), point_id(2), point_id(3)]).unwrap()),
+                2 => catalog.remove_vm(VM).unwrap(),
+                _ => {}
+            }
+            hits.push(line(&hit));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(hits, whole);
+    assert_eq!(told(&catalog, &everything()).len(), 2, "the other VM's");
+}
+
 /// Each entry as `name size: points | size: points`.
 fn browsed(catalog: &Catalog, point: Option<Uuid>, folder: &[u8]) -> Vec<String> {
     let mut entries = Vec::new();

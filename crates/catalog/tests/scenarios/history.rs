@@ -173,6 +173,19 @@ fn the_same_restore_point_again_changes_nothing() {
 }
 
 #[test]
+fn of_two_that_take_the_same_restore_point_in_at_once_one_does() {
+    let (_folder, catalog) = catalog();
+    let sent = frames(Walking::default().listings(&tree(&[(b"/f", file(1, 1))])), 9);
+    let outcomes: Vec<IngestOutcome> = std::thread::scope(|scope| {
+        let take = || catalog.ingest(VM, &point(1), &mut sent.iter().cloned().map(Ok), &complete()).unwrap();
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(take)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(outcomes.iter().filter(|outcome| **outcome != IngestOutcome::AlreadyThere).count(), 1);
+    assert_eq!(points_of(&catalog, b"/f"), [[1]]);
+}
+
+#[test]
 fn an_older_restore_point_comes_too_late() {
     let (_folder, catalog) = catalog();
     ingest(&catalog, 4, &tree(&[(b"/f", file(1, 1))]));
