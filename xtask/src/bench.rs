@@ -92,7 +92,7 @@ async fn one(bench: Bench, arguments: &Arguments) -> Result<Vec<Figure>> {
         Bench::FreezeWindow => freeze_window::measure(arguments).await,
         Bench::Ready => ready::measure(arguments).await,
         Bench::Soak => soak::measure(arguments).await,
-        Bench::Catalog => tokio::task::block_in_place(|| catalog::measure(arguments)),
+        Bench::Catalog => catalog::measure(arguments).await,
         Bench::Demo => demo::measure(arguments).await,
     }
     .with_context(|| format!("{} could not be measured", bench.name()))

@@ -2,14 +2,14 @@
 //! ingest, and a search over thirty restore points beside one over one.
 //!
 //! Walks the tree once, into a spool of listing frames like those that a guest sends ([`spool`]); a further restore point is the one
-//! before with every hundredth file changed. What has a goal in CPU or memory runs in a process of its own ([`step`]), which measures
-//! itself. Everything lies in one temporary folder, which goes at the end.
+//! before with every hundredth file changed. Each step runs in a process of its own ([`step`]): it measures itself, and ends with the
+//! bench. Everything lies in one temporary folder, which goes at the end.
 
 use super::arguments::Arguments;
 use super::figure::{Figure, Goal};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use tokio::process::Command;
 
 mod spool;
 pub mod step;
@@ -26,36 +26,36 @@ const POINTS: u32 = 30;
 ///
 /// # Errors
 /// When the tree cannot be walked, or a step fails.
-pub fn measure(arguments: &Arguments) -> Result<Vec<Figure>> {
+pub async fn measure(arguments: &Arguments) -> Result<Vec<Figure>> {
     let tree = arguments.tree.clone().unwrap_or_else(|| PathBuf::from("/"));
     let scratch = Scratch::new()?;
     let spool = |name: &str| Spool::at(scratch.0.join(name));
 
     let first = spool("first");
-    let entries = first.walk(&tree)?;
+    let entries = step::walk(&tree, &first).await?;
     let is_large = entries >= ENTRIES_MIN;
     eprintln!("catalog: {entries} entries below {} (of one file system)", tree.display());
 
     let table = scratch.0.join("growing");
-    let one = step::ingest(&table, &first, 1)?;
+    let one = step::ingest(&table, &first, 1).await?;
     let per_path = one.table_bytes as f64 / entries as f64;
     let mut size = Figure::new("catalog, first restore point", "B/path", per_path);
-    match plocate(&scratch.0, &tree)? {
+    match plocate(&scratch.0, &tree).await? {
         Some(bytes_per_path) => size = size.beside(bytes_per_path),
         None => eprintln!("catalog: no peer: updatedb.plocate is not installed (Debian's package plocate)"),
     }
     let mut figures = vec![size.goal(Goal::ValueAtMost(10.0), is_large)];
 
     let (mut before, mut after) = (first, spool("second"));
-    let changed = before.change(&after, 2)?;
-    let two = step::ingest(&table, &after, 2)?;
+    let changed = step::change(&before, &after, 2).await?;
+    let two = step::ingest(&table, &after, 2).await?;
     let growth = (two.table_bytes as f64 - one.table_bytes as f64) / one.table_bytes as f64 * 100.0;
     eprintln!("catalog: {changed} entries changed; {} bytes, then {}", one.table_bytes, two.table_bytes);
     figures.push(Figure::new("catalog, growth by 1 % changed", "%", growth).goal(Goal::ValueAtMost(5.0), is_large));
 
     let million = spool("million");
-    before.fill(&million, MILLION)?;
-    let Ingested { cpu_seconds, peak_bytes, .. } = step::ingest(&scratch.0.join("million-table"), &million, 1)?;
+    step::fill(&before, &million, MILLION).await?;
+    let Ingested { cpu_seconds, peak_bytes, .. } = step::ingest(&scratch.0.join("million-table"), &million, 1).await?;
     figures.extend([
         Figure::new("ingest of a million paths, CPU", "s", cpu_seconds).goal(Goal::ValueAtMost(3.0), true),
         Figure::new("ingest of a million paths, memory", "MB", peak_bytes as f64 / 1e6)
@@ -64,13 +64,13 @@ pub fn measure(arguments: &Arguments) -> Result<Vec<Figure>> {
     std::fs::remove_file(million.path())?;
 
     let single = scratch.0.join("single");
-    step::ingest(&single, &before, 1)?;
+    step::ingest(&single, &before, 1).await?;
     for number in 3..=POINTS {
         std::mem::swap(&mut before, &mut after);
-        before.change(&after, number)?;
-        step::ingest(&table, &after, number)?;
+        step::change(&before, &after, number).await?;
+        step::ingest(&table, &after, number).await?;
     }
-    let Searched { over_one_ms, over_many_ms, hits, rows_one, rows_many } = step::search(&single, &table)?;
+    let Searched { over_one_ms, over_many_ms, hits, rows_one, rows_many } = step::search(&single, &table).await?;
     eprintln!("catalog: {hits} hits in {rows_many} rows of {POINTS} restore points, {rows_one} of one");
     figures.extend([
         Figure::new("search over 30 restore points", "ms", over_many_ms)
@@ -82,7 +82,7 @@ pub fn measure(arguments: &Arguments) -> Result<Vec<Figure>> {
 }
 
 /// Bytes per path of plocate's database of the same tree, where plocate is there.
-fn plocate(scratch: &Path, tree: &Path) -> Result<Option<f64>> {
+async fn plocate(scratch: &Path, tree: &Path) -> Result<Option<f64>> {
     let search = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> = std::env::split_paths(&path).chain(search).collect();
@@ -96,12 +96,14 @@ fn plocate(scratch: &Path, tree: &Path) -> Result<Option<f64>> {
         .arg(&database)
         .arg("--database-root")
         .arg(tree)
+        .kill_on_drop(true)
         .status()
+        .await
         .context("starting updatedb.plocate")?;
     if !made.success() {
         bail!("updatedb.plocate: {made}");
     }
-    let counted = Command::new(locate).arg("--database").arg(&database).args(["--count", "/"]).output()?;
+    let counted = Command::new(locate).arg("--database").arg(&database).args(["--count", "/"]).output().await?;
     let paths: f64 = String::from_utf8_lossy(&counted.stdout).trim().parse().context("counting plocate's paths")?;
     let bytes = std::fs::metadata(&database)?.len();
     eprintln!("catalog: plocate: {paths} paths in {bytes} bytes");

@@ -9,9 +9,9 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
+use tokio::process::Command;
 
 /// All tables of the bench are of one VM.
 const VM: u128 = 1;
@@ -44,19 +44,38 @@ pub struct Searched {
     pub rows_many: u64,
 }
 
-/// Takes `spool` into the catalog at `folder`, as restore point `number`, in a process of its own.
-pub fn ingest(folder: &Path, spool: &Spool, number: u32) -> Result<Ingested> {
-    step(&["ingest".as_ref(), folder.as_os_str(), spool.path().as_os_str(), number.to_string().as_ref()])
+/// Writes what lies below `tree` to `spool`. Says how many entries.
+pub async fn walk(tree: &Path, spool: &Spool) -> Result<u64> {
+    step(&["walk".as_ref(), tree.as_os_str(), spool.path().as_os_str()]).await
 }
 
-/// Searches the catalogs at `one` and `many` in turns, in a process of its own.
-pub fn search(one: &Path, many: &Path) -> Result<Searched> {
-    step(&["search".as_ref(), one.as_os_str(), many.as_os_str()])
+/// Writes `before` with a hundredth of its files changed to `after`. Says how many.
+pub async fn change(before: &Spool, after: &Spool, number: u32) -> Result<u64> {
+    let number = number.to_string();
+    step(&["change".as_ref(), before.path().as_os_str(), after.path().as_os_str(), number.as_ref()]).await
 }
 
-fn step<T: DeserializeOwned>(words: &[&OsStr]) -> Result<T> {
-    let program = std::env::current_exe()?;
-    let output = Command::new(program).arg("bench-step").args(words).stderr(std::process::Stdio::inherit()).output()?;
+/// Writes so many entries of `spool` to `filled`.
+pub async fn fill(spool: &Spool, filled: &Spool, entries: u64) -> Result<()> {
+    let entries = entries.to_string();
+    step(&["fill".as_ref(), spool.path().as_os_str(), filled.path().as_os_str(), entries.as_ref()]).await
+}
+
+/// Takes `spool` into the catalog at `folder`, as restore point `number`.
+pub async fn ingest(folder: &Path, spool: &Spool, number: u32) -> Result<Ingested> {
+    let number = number.to_string();
+    step(&["ingest".as_ref(), folder.as_os_str(), spool.path().as_os_str(), number.as_ref()]).await
+}
+
+/// Searches the catalogs at `one` and `many` in turns.
+pub async fn search(one: &Path, many: &Path) -> Result<Searched> {
+    step(&["search".as_ref(), one.as_os_str(), many.as_os_str()]).await
+}
+
+async fn step<T: DeserializeOwned>(words: &[&OsStr]) -> Result<T> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("bench-step").args(words).stderr(std::process::Stdio::inherit()).kill_on_drop(true);
+    let output = command.output().await?;
     if !output.status.success() {
         bail!("bench-step {}: {}", words[0].display(), output.status);
     }
@@ -68,9 +87,13 @@ fn step<T: DeserializeOwned>(words: &[&OsStr]) -> Result<T> {
 /// # Errors
 /// When it fails, or is none of ours.
 pub fn run(words: &[&str]) -> Result<()> {
+    let spool = |path: &str| Spool::at(PathBuf::from(path));
     let line = match words {
-        ["ingest", folder, spool, number] => {
-            serde_json::to_string(&run_ingest(Path::new(folder), Path::new(spool), number.parse()?)?)?
+        ["walk", tree, to] => spool(to).walk(Path::new(tree))?.to_string(),
+        ["change", from, to, number] => spool(from).change(&spool(to), number.parse()?)?.to_string(),
+        ["fill", from, to, entries] => serde_json::to_string(&spool(from).fill(&spool(to), entries.parse()?)?)?,
+        ["ingest", folder, from, number] => {
+            serde_json::to_string(&run_ingest(Path::new(folder), &spool(from), number.parse()?)?)?
         }
         ["search", one, many] => serde_json::to_string(&run_search(Path::new(one), Path::new(many))?)?,
         _ => bail!("no such step"),
@@ -79,10 +102,10 @@ pub fn run(words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn run_ingest(folder: &Path, spool: &Path, number: u32) -> Result<Ingested> {
+fn run_ingest(folder: &Path, spool: &Spool, number: u32) -> Result<Ingested> {
     let catalog = Catalog::open(folder)?;
     let point = NewPoint { id: uuid::Uuid::from_u128(number.into()), number, taken_at_us: number.into() };
-    let mut frames = Spool::at(spool.to_path_buf()).frames()?;
+    let mut frames = spool.frames()?;
     let summary = IndexSummary { complete: true, ..IndexSummary::default() };
     let outcome = catalog.ingest(uuid::Uuid::from_u128(VM), &point, &mut frames, &summary)?;
     let IngestOutcome::Ingested(report) = outcome else { bail!("restore point {number} was there before") };
