@@ -42,12 +42,15 @@ test|xfsprogs btrfs-progs|freeze tests on loop-mounted XFS and btrfs
 test|mount busybox-static|mounts the loop devices of the freeze tests, and is all that their emulated hosts run
 test|openssh-server zsh fish tcsh|an SSH server for tests on loopback (installed, not started, not enabled), and login shells that are not bash
 test|shellcheck|lints the scripts
-test|python3|independent peers in tests
+test|python3 python3-venv|independent peers in tests; DuckDB in an environment of its own
 test|git|checks that look at the files of the checkout
 test|npm|fetches the pinned PostgreSQL servers 10 to 18 for the application tests'
 
 installed() {
-  case $1 in npm | python3 | git | shellcheck) if command -v "$1" >/dev/null; then return 0; fi ;; esac # from elsewhere is as good
+  case $1 in # from elsewhere is as good
+    npm | python3 | git | shellcheck) if command -v "$1" >/dev/null; then return 0; fi ;;
+    python3-venv) if python3 -c 'import venv, ensurepip' 2>/dev/null; then return 0; fi ;;
+  esac
   [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
 }
 

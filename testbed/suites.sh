@@ -21,6 +21,7 @@ suite kill-matrix root,guests 'who dies, stops or is cut, at which step of freez
 suite freeze-guest root,guests 'a guest with systemd, PAM and logind comes back from every fault'         rust_table lull-runtime freeze_guest
 suite postgres root        'real PostgreSQL servers 10 to 18 against the application module' rust_target lull-runtime postgres_versions
 suite hypervisor root,guests 'backups of real QEMU processes, and every fault on the way'   rust_target lull-hypervisor qemu
+suite catalog -           'DuckDB reads the catalog as its format tells, and agrees with our search' rust_target lull-catalog duckdb
 suite sshd    root        'an OpenSSH server on loopback: logins, refusals, host keys, noisy profiles'  rust_target lull-proxy local_sshd
 suite channel root,guests  'SSH, elevation, deployment and receipt on real guests'          rust_target lull-proxy real_guest_ssh
 suite deploy  root,guests 'deployment without residue on a real guest, whatever its folders allow'       rust_target lull-proxy real_guest_deploy

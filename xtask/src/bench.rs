@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: measures Lull beside a named peer, and says whether the promised figures hold.
 //!
 //! Suggested reading order: [`figure`] (what comes out), [`statistics`], [`freeze_window`], [`ready`], [`incremental`], [`soak`],
-//! [`demo`], [`walk`] (the benches), [`stage`] (what they stand on: a guest of the testbed under load and a backup server of their own). This file only
+//! [`catalog`], [`demo`], [`walk`] (the benches), [`stage`] (what they stand on: a guest of the testbed under load and a backup server of their own). This file only
 //! chooses which benches run and prints what they found; docs/performance.md says what each figure means.
 //!
 //! Every bench removes what it started: also after an error, on Ctrl-C and on SIGTERM.
@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
 mod arguments;
+pub mod catalog;
 mod demo;
 mod figure;
 mod freeze_window;
@@ -95,6 +96,7 @@ async fn one(bench: Bench, arguments: &Arguments) -> Result<Vec<Figure>> {
         Bench::Ready => ready::measure(arguments).await,
         Bench::Incremental => incremental::measure(arguments).await,
         Bench::Soak => soak::measure(arguments).await,
+        Bench::Catalog => catalog::measure(arguments).await,
         Bench::Demo => demo::measure(arguments).await,
         Bench::Walk => walk::measure(arguments).await,
         Bench::WalkMemory => walk::measure_memory(arguments).await,

@@ -16,6 +16,8 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
         ["check"] => check::run(),
+        // What the bench of the catalog measures in a process of its own.
+        ["bench-step", step @ ..] => bench::catalog::step::run(step),
         ["bench", options @ ..] => return bench::run(options),
         _ => {
             eprintln!("{USAGE}");

@@ -4,12 +4,13 @@ use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 
 /// Printed for `--help` and after a usage error.
-pub const USAGE: &str = "usage: cargo xtask bench [NAME...] [--json] [--pairs N] [--points N] [--profile P | --lull FILE]
+pub const USAGE: &str = "usage: cargo xtask bench [NAME...] [--json] [--pairs N] [--points N] [--profile P | --lull FILE] [--tree DIR]
 
   freeze-window  the freeze window of a job, beside a plain script with qemu-ga (30 pairs)
   ready          from task start to runtime ready, beside one OpenSSH login (15 rounds)
   incremental    an incremental backup, beside a full one of the same guest (5 pairs), by name only
   soak           restore points under load, each booted and verified (30 points); takes an hour or so, by name only
+  catalog        size, ingest and search of the file catalog on a real tree, beside plocate's database; by name only
   demo           fresh clone to the end of ./demo --check, and once more when built; by name only
   walk           the runtime component lists half a million files, beside find and fd (5 rounds); by name only
   walk-memory    its memory on five million entries; takes minutes to make them, by name only
@@ -18,8 +19,9 @@ pub const USAGE: &str = "usage: cargo xtask bench [NAME...] [--json] [--pairs N]
   --pairs N      pairs of freeze-window and incremental, rounds of ready and walk; with fewer than the goal asks for, no goal counts as met or missed
   --points N     restore points of soak; likewise
   --profile P    cargo's profile to build Lull in; default dev, as ./demo does
-  --tree DIR     walks this tree instead of one made for it
   --lull FILE    measures this binary and builds nothing (not for demo)
+  --tree DIR     the tree that walk lists (default: one made for it) or catalog takes in (default /, of one file system); with fewer than
+                 500 000 entries some goals count neither way
 
 Without a name: freeze-window and ready. Guests need QEMU (testbed/install.sh) and root or sudo to be built.";
 
@@ -34,6 +36,8 @@ pub enum Bench {
     Incremental,
     /// See `soak`.
     Soak,
+    /// See `catalog`.
+    Catalog,
     /// See `demo`.
     Demo,
     /// See `walk`.
@@ -43,11 +47,12 @@ pub enum Bench {
 }
 
 impl Bench {
-    const ALL: [Bench; 7] = [
+    const ALL: [Bench; 8] = [
         Bench::FreezeWindow,
         Bench::Ready,
         Bench::Incremental,
         Bench::Soak,
+        Bench::Catalog,
         Bench::Demo,
         Bench::Walk,
         Bench::WalkMemory,
@@ -62,6 +67,7 @@ impl Bench {
             Bench::Ready => "ready",
             Bench::Incremental => "incremental",
             Bench::Soak => "soak",
+            Bench::Catalog => "catalog",
             Bench::Demo => "demo",
             Bench::Walk => "walk",
             Bench::WalkMemory => "walk-memory",
@@ -84,7 +90,7 @@ pub struct Arguments {
     pub profile: String,
     /// A binary to measure instead of building one.
     pub lull: Option<PathBuf>,
-    /// A tree to walk instead of making one.
+    /// A tree to walk, or for the catalog to take in, instead of the default.
     pub tree: Option<PathBuf>,
 }
 
@@ -112,8 +118,8 @@ impl Arguments {
                 "--pairs" => arguments.pairs = Some(count(word, value()?)?),
                 "--points" => arguments.points = Some(count(word, value()?)?),
                 "--profile" => arguments.profile = value()?.to_string(),
-                "--tree" => arguments.tree = Some(PathBuf::from(value()?)),
                 "--lull" => arguments.lull = Some(PathBuf::from(value()?)),
+                "--tree" => arguments.tree = Some(PathBuf::from(value()?)),
                 _ if word.starts_with('-') => bail!("unknown option {word}"),
                 _ => arguments.benches.push(named(word)?),
             }
@@ -167,7 +173,7 @@ mod tests {
         for (words, expect) in [
             (
                 &["freeze"][..],
-                "no bench is named freeze; there are: freeze-window, ready, incremental, soak, demo, walk, walk-memory",
+                "no bench is named freeze; there are: freeze-window, ready, incremental, soak, catalog, demo, walk, walk-memory",
             ),
             (&["--pairs"], "--pairs wants a value"),
             (&["--pairs", "0"], "--pairs wants a number from 1, not 0"),

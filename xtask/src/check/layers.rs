@@ -13,7 +13,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("lull-guest-wire", &[]),
     ("lull-proxy-wire", &[]),
     ("lull-api", &[]),
-    ("lull-catalog", &[]),
+    ("lull-catalog", &["lull-guest-wire"]),
     ("lull-runtime", &["lull-guest-wire"]),
     ("lull-hypervisor", &["lull-engine"]),
     ("lull-proxy", &["lull-engine", "lull-guest-wire", "lull-proxy-wire", "lull-hypervisor"]),
@@ -25,7 +25,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
 const ON_TOP: &[&str] = &["xtask"];
 
 /// Crates that link no async runtime, not even through another crate.
-const SYNCHRONOUS: &[&str] = &["lull-engine", "lull-guest-wire", "lull-runtime"];
+const SYNCHRONOUS: &[&str] = &["lull-engine", "lull-guest-wire", "lull-runtime", "lull-catalog"];
 const ASYNC_RUNTIMES: &[&str] = &["tokio", "async-std", "smol", "async-executor", "glommio", "monoio"];
 
 /// Packages by name, with the names of those they link or run while building.
