@@ -129,8 +129,8 @@ mod tests {
                 let end: &[&str] =
                     if before.starts_with('`') { &["`"] } else { &["\"", "`", "; ", ", ", "  ", "\\n", "\n"] };
                 let command = end.iter().fold(part, |command, end| command.split(end).next().unwrap_or_default());
-                // A long string goes on in the next line, a comment behind its slashes.
-                let command = command.replace(['\\', '\n'], " ").replace("///", " ");
+                // A long string goes on in the next line, a comment behind its slashes; a server in a shell's background.
+                let command = command.trim_end().trim_end_matches('&').replace(['\\', '\n'], " ").replace("///", " ");
                 found.push((command, name.clone()));
             }
         }

@@ -207,6 +207,57 @@ async fn a_shell_that_runs_nothing_is_named_with_its_words() {
     assert!(error.what.contains("This account is not available"), "{error}");
 }
 
+/// A guest that lets everybody in and tells how a command ended before it sends what the command wrote, as OpenSSH does when
+/// the command is quicker than its pipes.
+struct Hasty;
+
+impl russh::server::Handler for Hasty {
+    type Error = russh::Error;
+
+    async fn auth_password(&mut self, _: &str, _: &str) -> Result<russh::server::Auth, russh::Error> {
+        Ok(russh::server::Auth::Accept)
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        _: russh::Channel<russh::server::Msg>,
+        reply: russh::server::ChannelOpenHandle,
+        _: &mut russh::server::Session,
+    ) -> Result<(), russh::Error> {
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn exec_request(
+        &mut self,
+        channel: russh::ChannelId,
+        command: &[u8],
+        session: &mut russh::server::Session,
+    ) -> Result<(), russh::Error> {
+        let wrote = Command::new("sh").arg("-c").arg(String::from_utf8(command.to_vec()).unwrap()).output().unwrap();
+        session.channel_success(channel)?;
+        session.exit_status_request(channel, wrote.status.code().unwrap().try_into().unwrap())?;
+        session.data(channel, wrote.stdout)?;
+        session.close(channel)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exit_code_that_comes_before_the_output_counts() {
+    let ([key, _], listener) = loopback().await;
+    let access = account_at(&listener);
+    let config = russh::server::Config { keys: vec![key], ..Default::default() };
+    tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        russh::server::run_stream(Arc::new(config), socket, Hasty).await.unwrap().await
+    });
+    let channel = ssh::connect(&access).await.unwrap_or_else(|e| panic!("{e}"));
+    let output = channel.exec_elevated(&Script::new("test", "echo hello; exit 7"), b"", Limits::default()).await;
+    let output = output.unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((output.exit, output.stdout.as_slice()), (Exit::Code(7), &b"hello\n"[..]));
+    channel.close().await;
+}
+
 /// A guest that hangs up on a password (as sshd does when PAM denies the account) or refuses it, and counts them.
 struct Door {
     passwords: Arc<AtomicU32>,
@@ -222,16 +273,34 @@ impl russh::server::Handler for Door {
     }
 }
 
-/// How to reach a [`Door`], and how many passwords came to it. After `same` connections its host key is another one.
-async fn door(hangs_up: bool, same: usize) -> (GuestAccess, Arc<AtomicU32>) {
+/// Two host keys, and a listener for a server of ours.
+async fn loopback() -> ([russh::keys::PrivateKey; 2], tokio::net::TcpListener) {
     let folder = tempfile::tempdir().unwrap();
     let key = |name| {
         keygen(folder.path(), name, "ed25519", "");
         russh::keys::load_secret_key(folder.path().join(name), None).unwrap()
     };
-    let keys = [key("first"), key("other")];
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+    ([key("first"), key("other")], tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap())
+}
+
+/// Two addresses of one guest, and an account with a password.
+fn account_at(listener: &tokio::net::TcpListener) -> GuestAccess {
+    let endpoint = Endpoint { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() };
+    GuestAccess {
+        vm_name: "local".into(),
+        endpoints: vec![endpoint.clone(), endpoint],
+        credential: "local-password".into(),
+        user: "backup".into(),
+        login: Login::Password("s3cret".into()),
+        elevation: Elevation::None,
+        host_keys: vec![],
+    }
+}
+
+/// How to reach a [`Door`], and how many passwords came to it. After `same` connections its host key is another one.
+async fn door(hangs_up: bool, same: usize) -> (GuestAccess, Arc<AtomicU32>) {
+    let (keys, listener) = loopback().await;
+    let access = account_at(&listener);
     let passwords = Arc::new(AtomicU32::new(0));
     let counted = passwords.clone();
     tokio::spawn(async move {
@@ -247,16 +316,6 @@ async fn door(hangs_up: bool, same: usize) -> (GuestAccess, Arc<AtomicU32>) {
             });
         }
     });
-    let endpoint = Endpoint { host: "127.0.0.1".into(), port };
-    let access = GuestAccess {
-        vm_name: "local".into(),
-        endpoints: vec![endpoint.clone(), endpoint],
-        credential: "local-password".into(),
-        user: "backup".into(),
-        login: Login::Password("s3cret".into()),
-        elevation: Elevation::None,
-        host_keys: vec![],
-    };
     (access, passwords)
 }
 

@@ -229,7 +229,11 @@ async fn test_now_rehearse_and_the_list_of_vms() {
 /// An sshd that logs as by default: while root is frozen the log stands still, and at the testbed's level VERBOSE a login and a
 /// few commands fill what little of it waits in memory.
 fn with_sshds_own_log_level(guest: &Guest) {
-    guest.ssh("sed -i s/VERBOSE/INFO/ /etc/ssh/sshd_config.d/testbed.conf && kill -HUP $(cat /run/sshd.pid)");
+    // It writes its pid again once it listens again.
+    guest.ssh(
+        "sed -i s/VERBOSE/INFO/ /etc/ssh/sshd_config.d/testbed.conf && mv /run/sshd.pid /run/sshd.old && \
+         kill -HUP $(cat /run/sshd.old) && until [ -s /run/sshd.pid ]; do sleep 0.1; done",
+    );
 }
 
 /// In the guest, from before the freeze: waits for it, so many seconds more, and then does `what`; `$p` are the components.

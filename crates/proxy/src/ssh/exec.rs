@@ -63,10 +63,10 @@ pub(super) async fn start(
     input.exec(true, command).await.map_err(|e| broken(guest, script, &e.to_string()))?;
 
     let elevation = become_root(&mut elevator, &mut output, &input, password, guest, script);
-    let first = match timeout(ELEVATION_LIMIT, elevation).await {
-        Ok(Ok(first)) => {
+    let begun = match timeout(ELEVATION_LIMIT, elevation).await {
+        Ok(Ok(begun)) => {
             password.is_accepted();
-            first
+            begun
         }
         failed => {
             // Hang up first: whoever waits for another password gets none.
@@ -83,7 +83,7 @@ pub(super) async fn start(
     let writer = Box::new(input.make_writer());
     let tail = stderr.clone();
     tokio::spawn(async move {
-        let exit = pump(output, input, first, blocks, eof_receiver, tail).await;
+        let exit = pump(output, input, begun, blocks, eof_receiver, tail).await;
         let _ = exit_sender.send(exit);
     });
     let reader = Box::new(StreamReader::new(ReceiverStream::new(reader)));
@@ -118,7 +118,15 @@ async fn open_session(
     }
 }
 
-/// Reads until the script itself speaks; returns its first bytes.
+/// What was heard of a script until its first bytes came.
+struct Begun {
+    /// Its first bytes of stdout, possibly none.
+    first: Vec<u8>,
+    /// How it ended: OpenSSH tells as soon as it knows, and sends output that still waits after that.
+    exit: Exit,
+}
+
+/// Reads until the script itself speaks.
 async fn become_root(
     elevator: &mut Elevator,
     output: &mut ChannelReadHalf,
@@ -126,7 +134,7 @@ async fn become_root(
     sent: &PasswordSent,
     guest: &str,
     script: &Script,
-) -> Result<Vec<u8>, ChannelError> {
+) -> Result<Begun, ChannelError> {
     let mut exit = Exit::Lost;
     loop {
         let action = match output.wait().await {
@@ -153,7 +161,7 @@ async fn become_root(
         };
         match action {
             Action::Wait => {}
-            Action::Elevated(first) => return Ok(first),
+            Action::Elevated(first) => return Ok(Begun { first, exit }),
             Action::Refused(why) => return Err(elevator.refused(guest, &why)),
             Action::SendPassword => {
                 let Some(password) = elevator.password() else { continue };
@@ -170,12 +178,11 @@ async fn become_root(
 async fn pump(
     mut output: ChannelReadHalf,
     input: ChannelWriteHalf<Msg>,
-    first: Vec<u8>,
+    Begun { first, mut exit }: Begun,
     blocks: mpsc::Sender<std::io::Result<Bytes>>,
     mut eof: oneshot::Receiver<()>,
     tail: Tail,
 ) -> Exit {
-    let mut exit = Exit::Lost;
     let mut eof_open = true;
     if !first.is_empty() {
         let _ = blocks.send(Ok(first.into())).await;
