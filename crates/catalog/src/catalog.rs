@@ -86,6 +86,19 @@ impl Catalog {
         Ok(self.table(vm)?.map(|table| table.header().points.clone()).unwrap_or_default())
     }
 
+    /// The number for the next restore point of a VM: one more than any that was ever indexed.
+    ///
+    /// # Errors
+    /// When its table cannot be read.
+    pub fn number_next(&self, vm: Uuid) -> Result<u32, CatalogError> {
+        match self.table(vm) {
+            Ok(table) => Ok(table.map_or(0, |table| table.header().number_highest).saturating_add(1)),
+            // An ingest sets it aside and begins anew.
+            Err(CatalogError::Damaged { .. }) => Ok(1),
+            Err(error) => Err(error),
+        }
+    }
+
     /// How large a VM's table is, in bytes; 0 where it has none.
     ///
     /// # Errors

@@ -32,6 +32,7 @@ pub use error::{CatalogError, SetAside};
 pub use export::ExportFormat;
 pub use forget::ForgetReport;
 pub use ingest::{IngestOutcome, IngestReport, NewPoint};
+pub use lull_guest_wire::listing::{COMPRESSED_BYTES_MAX, IndexSummary};
 pub use pattern::{How, Pattern, What};
 pub use point::{Point, Presence, Walk};
 pub use query::{Hit, Order, PageToken, Query};

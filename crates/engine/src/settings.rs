@@ -200,8 +200,7 @@ pub struct GuestProcessing {
     pub checkpoint: Checkpoint,
     /// Mount points whose file systems are not frozen.
     pub excluded_mount_points: Vec<String>,
-    /// Which files go into the catalog. `None` is *not chosen*: the product's default, which is everything except
-    /// noise as soon as a release has a catalog. See [`Self::indexing_in_effect`].
+    /// Which files go into the catalog. `None` is *not chosen*: see [`Self::indexing_in_effect`].
     pub indexing: Option<Indexing>,
     /// What happens to transaction logs.
     pub transaction_logs: TransactionLogs,
@@ -225,10 +224,9 @@ impl Default for GuestProcessing {
 }
 
 impl GuestProcessing {
-    /// Which files are listed: those that were chosen; where nothing was, none, since this release has no catalog yet. Until then
-    /// [`Self::validate`] refuses whoever chooses more.
+    /// Which files are listed: those that were chosen; where nothing was, everything except noise.
     pub fn indexing_in_effect(&self) -> Indexing {
-        self.indexing.clone().unwrap_or(Indexing::Disabled)
+        self.indexing.clone().unwrap_or(Indexing::EverythingExceptNoise)
     }
 
     /// Every setting that is out of bounds or that this release cannot honour; an empty list is a valid setting.

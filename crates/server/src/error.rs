@@ -3,6 +3,7 @@
 use crate::secrets::SecretError;
 use crate::state_dir::StateDirError;
 use crate::store::StoreError;
+use lull_catalog::CatalogError;
 use std::net::SocketAddr;
 
 /// Why the server could not start, or had to stop.
@@ -17,6 +18,9 @@ pub enum ServerError {
     /// The key for stored secrets cannot be used.
     #[error(transparent)]
     Secrets(#[from] SecretError),
+    /// The file catalog cannot be opened.
+    #[error("the file catalog cannot be opened")]
+    Catalog(#[source] CatalogError),
     /// The address is reachable from other machines.
     #[error(
         "the REST interface does not listen on {listen}: an address other than loopback needs TLS, which this version \

@@ -9,6 +9,8 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use tokio::{io::DuplexStream, sync::oneshot};
 
 mod accept;
+mod catalog;
+mod disk;
 mod error;
 mod hub;
 mod infrastructure;

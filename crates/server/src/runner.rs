@@ -8,6 +8,7 @@ pub mod book;
 pub mod dispatcher;
 pub mod drive;
 pub mod explain;
+pub mod listing;
 pub mod order;
 pub mod recovery;
 pub mod report;

@@ -1,5 +1,6 @@
 //! What every part of a running server shares, and how its background work is started and ended.
 
+use crate::catalog::FileCatalog;
 use crate::hub::Hub;
 use crate::proxies::Proxies;
 use crate::runner::book::Book;
@@ -20,6 +21,8 @@ pub struct Server {
     pub store: Store,
     /// Seals and opens secrets.
     pub secrets: Secrets,
+    /// The files of the guests.
+    pub catalog: FileCatalog,
     /// Live events.
     pub hub: Arc<Hub>,
     /// Open sessions and tasks.

@@ -1,6 +1,7 @@
 //! How a server comes up and goes down: state folder, key, database, proxies, recovery, REST; and the way back.
 
 use crate::accept;
+use crate::catalog::FileCatalog;
 use crate::error::ServerError;
 use crate::hub::Hub;
 use crate::proxies::Proxies;
@@ -73,6 +74,8 @@ pub async fn run(
         }
     }
     let recovering_tasks = recovery::reopen(&server).await?;
+    let cataloguing = server.clone();
+    server.spawn(async move { crate::catalog::run(&cataloguing).await });
     let dispatching = server.clone();
     server.spawn(async move { dispatcher::run(&dispatching).await });
     if let Some(ready) = config.ready.take() {
@@ -102,6 +105,7 @@ async fn assemble(
         book: Book::new(store.clone(), hub.clone()),
         store,
         secrets,
+        catalog: FileCatalog::open(state_dir.path())?,
         hub,
         proxies: Proxies::new(local, started),
         token: state_dir.token()?,

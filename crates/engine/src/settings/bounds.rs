@@ -9,6 +9,8 @@ const LEASE_MS: RangeInclusive<u64> = 2_000..=60_000;
 const FREEZE_BUDGET_MS: RangeInclusive<u64> = 1_000..=60_000;
 const SCRIPT_TIMEOUT_MS: RangeInclusive<u64> = 1_000..=3_600_000;
 const CHECKPOINT_TIMEOUT_MS: RangeInclusive<u64> = 1_000..=600_000;
+// An order to the component holds all of them.
+const INDEXED_PATHS: RangeInclusive<u64> = 1..=256;
 const SCRIPT_BYTES_MAX: usize = 64 * 1024;
 
 /// A setting that cannot be honoured: which, with what value, and what would be right.
@@ -66,27 +68,32 @@ pub(super) fn check(settings: &GuestProcessing) -> Vec<SettingError> {
             });
         }
     }
-    let indexing = match &settings.indexing {
-        None | Some(Indexing::Disabled) => None,
-        Some(Indexing::EverythingExceptNoise) => Some("everything-except-noise"),
-        Some(Indexing::Everything) => Some("everything"),
-        Some(Indexing::Only { .. }) => Some("only"),
-    };
+    if let Some(Indexing::Only { paths }) = &settings.indexing {
+        indexed_paths(paths, &mut errors);
+    }
     let logs = match &settings.transaction_logs {
         TransactionLogs::LeaveAlone => None,
         TransactionLogs::Truncate => Some("truncate"),
         TransactionLogs::BackUp { .. } => Some("back-up"),
     };
-    for (field, value, instead) in [("indexing", indexing, "disabled"), ("transaction_logs", logs, "leave-alone")] {
-        if let Some(value) = value {
-            errors.push(SettingError::NotInThisRelease {
-                field: field.into(),
-                value: value.into(),
-                instead: instead.into(),
+    if let Some(value) = logs {
+        let (field, instead) = ("transaction_logs".into(), "leave-alone".into());
+        errors.push(SettingError::NotInThisRelease { field, value: value.into(), instead });
+    }
+    errors
+}
+
+fn indexed_paths(paths: &[String], errors: &mut Vec<SettingError>) {
+    within("indexing.paths (how many)", paths.len() as u64, INDEXED_PATHS, errors);
+    for (index, path) in paths.iter().enumerate() {
+        if !is_absolute(path) {
+            errors.push(SettingError::Malformed {
+                field: format!("indexing.paths[{index}]"),
+                value: shortened(path),
+                rule: "a folder to index is an absolute path such as /srv or D:\\Data".into(),
             });
         }
     }
-    errors
 }
 
 fn scripts(path: &str, scripts: &Scripts, needs_shebang: bool, errors: &mut Vec<SettingError>) {

@@ -1,7 +1,8 @@
 //! `lull doctor`: what would keep the next job from succeeding, as far as it can be seen without touching a guest.
 
 use super::answer::Answer;
-use super::repositories::{free_bytes, problem};
+use super::repositories::problem;
+use crate::disk::free_bytes;
 use crate::server::Server;
 use axum::Json;
 use axum::extract::State;

@@ -4,6 +4,7 @@ use super::answer::{Answer, bad_value};
 use super::body::Body;
 use super::hosts::absolute;
 use super::names::{Place, REPOSITORY, checked, find, listed};
+use crate::disk::free_bytes;
 use crate::server::Server;
 use crate::store::StoreError;
 use crate::store::infrastructure::RepositoryRow;
@@ -106,10 +107,4 @@ pub fn problem(path: &str) -> Option<String> {
         Ok(_) => Some(format!("{path} is no folder")),
         Err(error) => Some(format!("{path} cannot be looked at: {error}")),
     }
-}
-
-/// Free space of the file system that holds the path.
-pub fn free_bytes(path: &str) -> Option<u64> {
-    let found = rustix::fs::statvfs(path).ok()?;
-    Some(found.f_bavail.saturating_mul(found.f_frsize))
 }

@@ -3,6 +3,7 @@
 
 use super::actions::record;
 use super::book::{Happening, unstored};
+use super::listing::Listing;
 use super::order::{self, NoOrder, Targets};
 use super::report::{self, Heard, Sent};
 use crate::hub::StepProgress;
@@ -76,6 +77,8 @@ pub async fn drive(server: &Arc<Server>, task: Uuid, proxy: ServerId, epoch: u64
     };
     server.book.disconnect(task).await;
     record(server, task, happening).await;
+    // Its listing, if there is one, has a restore point now, or will never have one.
+    server.catalog.wake.notify_one();
 }
 
 /// The task ends here and nothing went to the guest.
@@ -132,6 +135,7 @@ async fn listen(
 ) -> Happening {
     let lost = |cause: String| Happening::event(TaskEvent::ProxyLost { epoch: sent.epoch, cause });
     let mut heard = Heard::default();
+    let mut listing = Listing::default();
     let mut cancel_since = None;
     let mut look = tokio::time::interval(Duration::from_millis(LOOK_MS));
     // The task may have been cancelled before there was anybody to tell.
@@ -162,6 +166,8 @@ async fn listen(
                 return report::finished(task, &state, &sent, &heard, end, now);
             }
             Ok(Some(Some(Event::Progress(progress)))) => tell_progress(server, task, progress, now),
+            Ok(Some(Some(Event::IndexFrame(frame)))) => listing.frame(server, task, &frame.compressed, &to_proxy).await,
+            Ok(Some(Some(Event::IndexEnded(end)))) => listing.end(server, task, end).await,
             Ok(Some(Some(event))) => {
                 let was_ready = heard.hold_ready;
                 let happening = report::happening(task, &sent, &mut heard, event, now);

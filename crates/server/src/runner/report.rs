@@ -105,10 +105,8 @@ pub fn happening(task: &TaskRow, sent: &Sent, heard: &mut Heard, event: Event, n
             happening.events = report(ProxyReport::Thawed { freeze_id: thawed.freeze_id });
             happening.told.push(EventKind::Thawed { window_us: thawed.window_us, no_gap: thawed.no_gap });
         }
-        // Progress is not stored, and the end is told by [`finished`].
-        Event::Progress(_) | Event::Finished(_) => {}
-        // Nobody asks for an index yet: settings that do are refused.
-        Event::IndexFrame(_) | Event::IndexEnded(_) => {}
+        // Progress is not stored, listings go to the catalog, and the end is told by [`finished`].
+        Event::Progress(_) | Event::IndexFrame(_) | Event::IndexEnded(_) | Event::Finished(_) => {}
     }
     happening
 }
