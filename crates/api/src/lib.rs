@@ -1,4 +1,4 @@
-//! The public REST interface under `/api/v1`: its types ([`infrastructure`], [`job`], [`session`], [`problem`]) and a
+//! The public REST interface under `/api/v1`: its types ([`infrastructure`], [`job`], [`session`], [`timing`], [`problem`]) and a
 //! typed [`client`].
 //!
 //! Wherever a path takes an object, its name serves as well as its id. Times are RFC 3339 strings in UTC. Knows nothing
@@ -9,6 +9,7 @@ pub mod infrastructure;
 pub mod job;
 pub mod problem;
 pub mod session;
+pub mod timing;
 
 pub use client::Client;
 pub use problem::Problem;

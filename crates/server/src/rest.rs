@@ -81,6 +81,7 @@ mod restore_points;
 mod scan;
 mod sessions;
 mod status;
+mod timing;
 mod view;
 mod vms;
 
