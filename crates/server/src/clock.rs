@@ -28,6 +28,7 @@ const AGAIN_MS: u64 = 5_000;
 pub struct Clock {
     ahead_ms: Arc<AtomicI64>,
     wake: Arc<Notify>,
+    jumped: Arc<Notify>,
 }
 
 impl Clock {
@@ -47,6 +48,12 @@ impl Clock {
         let ahead = now.duration_since(Timestamp::now()).as_millis();
         self.ahead_ms.store(i64::try_from(ahead).unwrap_or_default(), Ordering::SeqCst);
         self.wake();
+        self.jumped.notify_one();
+    }
+
+    /// Returns once it was set, for who looks less often than schedules do.
+    pub(crate) async fn jumped(&self) {
+        self.jumped.notified().await;
     }
 
     /// Something changed: look again.

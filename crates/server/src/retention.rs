@@ -80,6 +80,7 @@ pub async fn run(server: &Arc<Server>) {
         tokio::select! {
             () = server.retention.wake.notified() => {}
             () = server.uses.over.notified() => {}
+            () = server.clock.jumped() => {}
             () = server.stopping.cancelled() => {}
             () = tokio::time::sleep(Duration::from_millis(next_ms)) => {}
         }
@@ -138,7 +139,10 @@ async fn of_vm(
                 Err(NotRemoved::Store(StoreError::Missing { .. })) => {}
                 Err(NotRemoved::Store(error)) => return Err(error),
                 Err(error @ (NotRemoved::InUse { .. } | NotRemoved::Failed { .. })) => {
-                    trouble = Some(format!("restore point {} of {} has expired and stays for now: {error}", id, point.vm_name));
+                    trouble = Some(format!(
+                        "restore point {} of {} has expired and stays for now: {error}",
+                        id, point.vm_name
+                    ));
                     // What is left of the chain needs the others less than they need it.
                     break;
                 }
@@ -159,8 +163,7 @@ async fn of_vm(
 /// Chains of which no job asks for any point, in the order of removal. Points of jobs that are gone, and of VMs that a job no longer contains, stay.
 fn expired(points: &[RestorePointRow], jobs: &[StoredJob], vm: VmId, now: Timestamp) -> Vec<Vec<RestorePointId>> {
     let judges: Vec<&StoredJob> = jobs.iter().filter(|job| job.job.vms.contains(&vm)).collect();
-    let wishes: Vec<Wish> =
-        judges.iter().map(|job| Wish { retention: job.retention, zone: zone_of(job) }).collect();
+    let wishes: Vec<Wish> = judges.iter().map(|job| Wish { retention: job.retention, zone: zone_of(job) }).collect();
     let maker = |id: RestorePointId| {
         let point = points.iter().find(|point| point.id == id.0)?;
         judges.iter().position(|job| made(job, point))

@@ -114,11 +114,23 @@ mod tests {
     #[test]
     fn flags_become_settings_and_what_is_not_given_stays() {
         let nothing = parsed(&[]);
-        assert_eq!((nothing.timing.scheduled(), nothing.timing.retried(), nothing.timing.retained()), (None, None, None));
+        assert_eq!(
+            (nothing.timing.scheduled(), nothing.timing.retried(), nothing.timing.retained()),
+            (None, None, None)
+        );
         assert_eq!(nothing.removal.apply(None), None);
-        let probe = parsed(&["--schedule=0 2 * * *", "--run-missed=no", "--retry-pause=2m", "--keep-last=7", "--keep-weekly=0"]);
+        let probe = parsed(&[
+            "--schedule=0 2 * * *",
+            "--run-missed=no",
+            "--retry-pause=2m",
+            "--keep-last=7",
+            "--keep-weekly=0",
+        ]);
         let schedule = probe.timing.scheduled().unwrap();
-        assert_eq!((schedule.cron.as_deref(), schedule.time_zone, schedule.run_missed), (Some("0 2 * * *"), None, Some(false)));
+        assert_eq!(
+            (schedule.cron.as_deref(), schedule.time_zone, schedule.run_missed),
+            (Some("0 2 * * *"), None, Some(false))
+        );
         assert_eq!(probe.timing.retried(), Some(RetrySettings { times: None, pause_s: Some(120) }));
         let rules = RetentionSettings { last: Some(7), weekly: Some(0), ..Default::default() };
         assert_eq!(probe.timing.retained(), Some(Some(rules)));

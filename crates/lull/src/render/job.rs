@@ -40,7 +40,11 @@ pub fn job(job: &Job, look: &Look) -> String {
 
 fn timing(job: &Job, look: &Look) -> Vec<(&'static str, String)> {
     let schedule = job.schedule.as_ref().map_or("only by hand".into(), |schedule| {
-        let missed = if schedule.run_missed == Some(false) { "missed runs are not made up for" } else { "missed runs are made up for" };
+        let missed = if schedule.run_missed == Some(false) {
+            "missed runs are not made up for"
+        } else {
+            "missed runs are made up for"
+        };
         let zone = schedule.time_zone.as_deref().unwrap_or_default();
         format!("{} ({zone}), {missed}", schedule.cron.as_deref().unwrap_or_default())
     });

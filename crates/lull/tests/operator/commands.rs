@@ -211,7 +211,8 @@ fn jobs() {
         fake.script.requests_of("PATCH")[0].body,
         json!({"name": null, "vms": null, "repository": null, "guest": {"application_aware": "try"}})
     );
-    let timing = ["--schedule=0 2 * * *", "--time-zone=Europe/Berlin", "--retries=2", "--keep-last=7", "--full-every=7"];
+    let timing =
+        ["--schedule=0 2 * * *", "--time-zone=Europe/Berlin", "--retries=2", "--keep-last=7", "--full-every=7"];
     let output = run(&fake, &[&["job", "edit", "nightly"][..], &timing].concat());
     assert_eq!(output.code, 0, "{output:?}");
     let none = json!({"name": null, "vms": null, "repository": null, "guest": null});

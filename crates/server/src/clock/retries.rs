@@ -59,13 +59,8 @@ fn failed(task: &TaskRow) -> Option<(VmId, FailureClass)> {
 async fn tell(server: &Arc<Server>, session: i64, tasks: &[TaskRow], retry: &Retry) -> Result<(), StoreError> {
     let names: Vec<&str> =
         tasks.iter().filter(|task| retry.vms.contains(&VmId(task.vm))).map(|task| task.vm_name.as_str()).collect();
-    let text = format!(
-        "tried again at {}: {} (retry {} of {})",
-        retry.due,
-        names.join(", "),
-        retry.attempt,
-        retry.times
-    );
+    let text =
+        format!("tried again at {}: {} (retry {} of {})", retry.due, names.join(", "), retry.attempt, retry.times);
     tracing::info!(session, "{text}");
     server.book.tell(session, EventKind::Note { level: "info".into(), text }, Timestamp::now()).await
 }
@@ -94,9 +89,8 @@ pub async fn begin_due(server: &Arc<Server>, now: Timestamp) -> Result<Option<Ti
 async fn begin(server: &Arc<Server>, id: Uuid, job: Option<&StoredJob>, retry: &Retry) -> Result<(), StoreError> {
     // The job may have changed since.
     let wanted = job.filter(|job| job.schedule.is_some() && retry.attempt <= job.retries.times);
-    let vms = |job: &StoredJob| -> Vec<VmId> {
-        job.job.vms.iter().filter(|vm| retry.vms.contains(vm)).copied().collect()
-    };
+    let vms =
+        |job: &StoredJob| -> Vec<VmId> { job.job.vms.iter().filter(|vm| retry.vms.contains(vm)).copied().collect() };
     let Some((job, vms)) = wanted.map(|job| (job, vms(job))).filter(|(_, vms)| !vms.is_empty()) else {
         return server.store.drop_retry(id).await;
     };
@@ -107,7 +101,13 @@ async fn begin(server: &Arc<Server>, id: Uuid, job: Option<&StoredJob>, retry: &
     let by = BegunBy::Retry { attempt: retry.attempt, times: retry.times, of: retry.of };
     match begin::run_job(server, job, by, Some(&vms), None).await {
         Ok(session) => {
-            tracing::info!(job = job.job.name, session, attempt = retry.attempt, of = retry.of, "failed tasks are tried again");
+            tracing::info!(
+                job = job.job.name,
+                session,
+                attempt = retry.attempt,
+                of = retry.of,
+                "failed tasks are tried again"
+            );
             Ok(())
         }
         Err(BeginError::Store(error)) => Err(error),

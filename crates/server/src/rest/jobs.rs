@@ -96,7 +96,8 @@ pub async fn change(
         let servers = server.store.servers().await?;
         guest_settings::apply(&mut job.job.guest_processing, &mut job.copy_limit_bytes_per_s, &guest, &servers)?;
     }
-    if let (Some(full_every), BackupAction::Backup { full_every: known, .. }) = (change.full_every, &mut job.job.action) {
+    if let (Some(full_every), BackupAction::Backup { full_every: known, .. }) = (change.full_every, &mut job.job.action)
+    {
         *known = full_every;
     }
     let scheduled = job.schedule.clone();

@@ -13,7 +13,8 @@ use lull_engine::schedule::{Retries, Schedule, seen_to};
 /// The schedule with what is given; what is absent stays as it was.
 pub fn scheduled(known: Option<Schedule>, given: api::ScheduleSettings) -> Answer<Schedule> {
     let cron = given.cron.or_else(|| known.as_ref().map(|known| known.cron.clone()));
-    let cron = cron.ok_or_else(|| bad_value("schedule.cron", "say when, as in \"0 2 * * *\" for every night at two"))?;
+    let cron =
+        cron.ok_or_else(|| bad_value("schedule.cron", "say when, as in \"0 2 * * *\" for every night at two"))?;
     Ok(Schedule {
         cron,
         time_zone: given
@@ -102,15 +103,19 @@ mod tests {
         assert_eq!((nightly.time_zone.as_str(), nightly.run_missed), (default_zone().as_str(), true));
         let there = settings(serde_json::json!({"time_zone": "Asia/Tokyo", "run_missed": false}));
         let there = scheduled(Some(nightly), there).unwrap();
-        assert_eq!((there.cron.as_str(), there.time_zone.as_str(), there.run_missed), ("0 2 * * *", "Asia/Tokyo", false));
+        assert_eq!(
+            (there.cron.as_str(), there.time_zone.as_str(), there.run_missed),
+            ("0 2 * * *", "Asia/Tokyo", false)
+        );
         assert_eq!(scheduled(None, schedule_shown(&there)).unwrap(), there);
         let without = scheduled(None, settings(serde_json::json!({"time_zone": "UTC"}))).unwrap_err();
         assert!(without.0.what.contains("say when"));
 
         let retention = retained(Retention::default(), &settings(serde_json::json!({"last": 7, "weekly": 4})));
-        assert_eq!(retained(retention, &settings(serde_json::json!({"last": 0, "days": 30}))), Retention {
-            weekly: Some(4), days: Some(30), ..Default::default()
-        });
+        assert_eq!(
+            retained(retention, &settings(serde_json::json!({"last": 0, "days": 30}))),
+            Retention { weekly: Some(4), days: Some(30), ..Default::default() }
+        );
         assert_eq!(retained(Retention::default(), &retention_shown(retention)), retention);
         let retries = retried(Retries::default(), &settings(serde_json::json!({"times": 1})));
         assert_eq!(retries, Retries { times: 1, pause_s: 600 });

@@ -161,7 +161,8 @@ impl Store {
     pub async fn settle(&self, session: i64, retry: Option<(Uuid, &Retry)>) -> Result<(), StoreError> {
         let doing = "storing what is tried again";
         let mut tx = self.begin(doing).await?;
-        let settled = sqlx::query("UPDATE sessions SET settled = 1 WHERE id = $1").bind(session).execute(&mut *tx).await;
+        let settled =
+            sqlx::query("UPDATE sessions SET settled = 1 WHERE id = $1").bind(session).execute(&mut *tx).await;
         settled.map_err(|e| self.failed(doing, e))?;
         if let Some((job, retry)) = retry {
             // A job that was removed meanwhile is not tried again.

@@ -97,6 +97,24 @@ impl Server {
         self.client.get(&format!("/sessions/{id}")).await.unwrap()
     }
 
+    pub async fn change(&self, job: &str, change: serde_json::Value) -> SavedJob {
+        self.client.patch(&format!("/jobs/{job}"), &change).await.unwrap()
+    }
+
+    pub fn set_clock(&self, now: &str) {
+        self.clock.set(now.parse().unwrap());
+    }
+
+    /// Waits until there is a session of this number, and until it is over.
+    pub async fn begun(&self, id: i64) -> Session {
+        let since = Instant::now();
+        while self.client.get::<Session>(&format!("/sessions/{id}")).await.is_err() {
+            assert!(since.elapsed() < PATIENCE, "session {id} did not begin");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.finished(id).await
+    }
+
     /// Waits until the session is over.
     pub async fn finished(&self, id: i64) -> Session {
         self.until(id, "it is over", |session| session.summary.state == "finished").await
@@ -182,6 +200,20 @@ pub async fn one_vm() -> (Place, Fake, Server) {
     let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
     furnish(&server, &place, &["db"], GuestSettings::default()).await;
     (place, fake, server)
+}
+
+/// The same with a clock that says this time.
+pub async fn one_vm_at(now: &str) -> (Place, Fake, Server) {
+    let (place, fake) = (Place::new(), Fake::embedded());
+    let server = Server::start_at(&place.state, std::slice::from_ref(&fake), clock_at(now)).await.unwrap();
+    furnish(&server, &place, &["db"], GuestSettings::default()).await;
+    (place, fake, server)
+}
+
+pub fn clock_at(now: &str) -> Clock {
+    let clock = Clock::system();
+    clock.set(now.parse().unwrap());
+    clock
 }
 
 /// The problem that a call must end with.

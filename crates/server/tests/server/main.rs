@@ -1,12 +1,14 @@
 //! The server as its callers see it: a real database, real HTTP on a free port, and proxies that play a script.
 
 mod chains;
+mod clock;
 mod debts;
 mod fake;
 mod harness;
 mod interface;
 mod kills;
 mod quiesce;
+mod retention;
 mod scenarios;
 mod secrecy;
 mod stored;
