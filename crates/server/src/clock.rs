@@ -72,13 +72,7 @@ pub fn default_zone() -> String {
 /// Looks at the clock until the server takes no more work.
 pub async fn run(server: &Arc<Server>) {
     while !server.stopping.is_cancelled() {
-        let sleep_ms = match look(server).await {
-            Ok(sleep_ms) => sleep_ms,
-            Err(error) => {
-                tracing::error!(%error, "what is due cannot be looked at");
-                AGAIN_MS
-            }
-        };
+        let sleep_ms = look(server).await;
         tokio::select! {
             () = server.clock.wake.notified() => {}
             () = server.stopping.cancelled() => {}
@@ -87,17 +81,26 @@ pub async fn run(server: &Arc<Server>) {
     }
 }
 
-/// One look; answers how long the next one can wait, in milliseconds.
-async fn look(server: &Arc<Server>) -> Result<u64, StoreError> {
-    retries::settle(server).await?;
+/// One look; answers how long the next one can wait, in milliseconds. What cannot be read keeps nothing else from its time.
+async fn look(server: &Arc<Server>) -> u64 {
+    let failed = |what: &str, error: StoreError| tracing::error!(error = &error as &dyn std::error::Error, "{what}");
+    let settled = retries::settle(server).await;
     let now = server.clock.now();
-    let run = schedules::see_to(server, now).await?;
-    let retry = retries::begin_due(server, now).await?;
-    let next = run.into_iter().chain(retry).min();
-    Ok(next.map_or(LOOK_MS_MAX, |at| {
-        let ms = at.duration_since(now).as_millis().clamp(1, i128::from(LOOK_MS_MAX));
-        u64::try_from(ms).unwrap_or(LOOK_MS_MAX)
-    }))
+    let runs = schedules::see_to(server, now).await;
+    let retries = retries::begin_due(server, now).await;
+    let longest_ms = if settled.is_ok() && runs.is_ok() && retries.is_ok() { LOOK_MS_MAX } else { AGAIN_MS };
+    settled.unwrap_or_else(|error| failed("what follows from sessions cannot be decided", error));
+    let mut next = Vec::new();
+    for (due, what) in [(runs, "schedules cannot be looked at"), (retries, "what is tried again cannot be looked at")] {
+        match due {
+            Ok(due) => next.extend(due),
+            Err(error) => failed(what, error),
+        }
+    }
+    next.into_iter().min().map_or(longest_ms, |at| {
+        let ms = at.duration_since(now).as_millis().clamp(1, i128::from(longest_ms));
+        u64::try_from(ms).unwrap_or(longest_ms)
+    })
 }
 
 /// The session in which a job runs, where it does. A VM whose guest is still being recovered, and what waits for that, keeps nobody from backing up

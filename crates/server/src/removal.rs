@@ -224,3 +224,25 @@ fn delete_files(repository: &str, point: &RestorePointRow) -> Result<(), String>
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_reads_and_who_removes_exclude_each_other() {
+        let uses = Arc::new(Uses::default());
+        let [one, two] = [1, 2].map(Uuid::from_u128);
+        let first = uses.read(vec![one, two]).unwrap();
+        let second = uses.read(vec![one]).unwrap();
+        drop(first);
+        assert!(uses.remove(one).unwrap_err().contains("verified"), "one still reads it");
+        let removing = uses.remove(two).unwrap();
+        assert!(uses.is_being_removed(two) && !uses.is_being_removed(one));
+        assert!(uses.remove(two).unwrap_err().contains("removed already"));
+        assert_eq!(uses.read(vec![one, two]).unwrap_err(), two);
+        drop((second, removing));
+        drop(uses.remove(one).unwrap());
+        assert!(uses.read(vec![one, two]).is_ok(), "whoever was refused left nothing behind");
+    }
+}

@@ -20,21 +20,29 @@ use uuid::Uuid;
 /// Decides what follows from sessions that are over.
 pub async fn settle(server: &Arc<Server>) -> Result<(), StoreError> {
     for id in server.store.unsettled_sessions().await? {
-        let Some(session) = server.store.session(id).await? else { continue };
-        let Some(job) = session.job else { continue };
-        let stored = server.store.jobs().await?.into_iter().find(|stored| stored.job.id.0 == job);
-        let tasks = server.store.tasks(id).await?;
-        let superseded = server.store.clock_began_later(job, id).await?;
-        let retry = stored.filter(|_| !superseded).and_then(|job| decided(&job, &session, &tasks, server.clock.now()));
-        server.store.settle(id, retry.as_ref().map(|retry| (job, retry))).await?;
-        if let Some(retry) = retry {
-            tell(server, id, &tasks, &retry).await?;
-        }
-        if matches!(session.state, SessionState::Finished { outcome: Outcome::Success | Outcome::Warning, .. }) {
-            server.retention.after(job, id);
+        // A session that cannot be read is not the others' trouble.
+        if let Err(error) = settle_one(server, id).await {
+            tracing::error!(session = id, %error, "what follows from a session cannot be decided");
         }
     }
     Ok(())
+}
+
+async fn settle_one(server: &Arc<Server>, id: i64) -> Result<(), StoreError> {
+    let Some(session) = server.store.session(id).await? else { return Ok(()) };
+    let Some(job) = session.job else { return Ok(()) };
+    let stored = server.store.jobs().await?.into_iter().find(|stored| stored.job.id.0 == job);
+    let tasks = server.store.tasks(id).await?;
+    let superseded = server.store.clock_began_later(job, id).await?;
+    let retry = stored.filter(|_| !superseded).and_then(|job| decided(&job, &session, &tasks, server.clock.now()));
+    server.store.settle(id, retry.as_ref().map(|retry| (job, retry))).await?;
+    if matches!(session.state, SessionState::Finished { outcome: Outcome::Success | Outcome::Warning, .. }) {
+        server.retention.after(job, id);
+    }
+    match retry {
+        Some(retry) => tell(server, id, &tasks, &retry).await,
+        None => Ok(()),
+    }
 }
 
 fn decided(job: &StoredJob, session: &SessionRow, tasks: &[TaskRow], now: Timestamp) -> Option<Retry> {

@@ -105,8 +105,13 @@ async fn usable(store: &Store, task: &TaskRow, id: CredentialId) -> Result<Crede
             format!("give the VM another: lull vm set {} --credential NAME", task.vm_name),
         )
     })?;
-    let session = (task.work.kind != SessionKind::Test).then_some(SessionId(task.session));
-    let rests = store.refusals().await?.may_try(id, row.revision, VmId(task.vm), session);
+    let sessions = match task.work.kind {
+        SessionKind::Test => vec![None],
+        // What was refused in the run is not tried by a further attempt at it either.
+        _ => store.attempts(task.session).await?.into_iter().map(|id| Some(SessionId(id))).collect(),
+    };
+    let refusals = store.refusals().await?;
+    let rests = sessions.into_iter().try_for_each(|session| refusals.may_try(id, row.revision, VmId(task.vm), session));
     rests.map_err(|resting| {
         failure(
             Hop::Login,

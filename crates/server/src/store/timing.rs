@@ -150,6 +150,15 @@ impl Store {
             .map_err(|e| self.failed("reading sessions", e))
     }
 
+    /// A session with the others that are the same run: the one that the schedule began, and what is tried again of it.
+    pub async fn attempts(&self, session: i64) -> Result<Vec<i64>, StoreError> {
+        let sql = "WITH run AS (SELECT coalesce(json_extract(begun_by, '$.of'), id) AS first FROM sessions WHERE id = $1) \
+                   SELECT sessions.id FROM sessions, run \
+                   WHERE sessions.id = first OR json_extract(begun_by, '$.of') = first ORDER BY sessions.id";
+        let found = sqlx::query_scalar(sql).bind(session).fetch_all(&self.readers).await;
+        found.map_err(|e| self.failed("reading sessions", e))
+    }
+
     /// Whether the clock began a session of the job after this one.
     pub async fn clock_began_later(&self, job: Uuid, session: i64) -> Result<bool, StoreError> {
         let sql = "SELECT EXISTS (SELECT 1 FROM sessions WHERE job = $1 AND id > $2 AND begun_by IS NOT NULL)";

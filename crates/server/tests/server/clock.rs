@@ -163,6 +163,32 @@ async fn neither_a_refused_credential_nor_what_a_person_began_is_tried_again() {
     assert_eq!(fake.orders().len(), 2, "and the credential that rests was not sent");
 }
 
+/// A retry is the same run: what one VM refused in it is not sent to another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_does_not_send_another_vm_what_was_refused_before() {
+    let (_place, fake, server) = one_vm_at("2026-03-02T01:59:00Z").await;
+    let both = json!({"vms": ["db", "web"], "schedule": {"cron": "0 2 * * *", "time_zone": "UTC"}});
+    let _: SavedJob = server.client.patch("/jobs/j", &both).await.unwrap();
+    let web = json!({"addresses": ["192.0.2.11"], "credential": "c", "guest_os": "linux"});
+    let _: Value = server.client.patch("/vms/web", &web).await.unwrap();
+    let held: Session = server.client.post("/vms/web/quiesce", &json!({})).await.unwrap();
+    server.until(held.summary.id, "it is held", |session| !session.tasks[0].steps.is_empty()).await;
+    fake.set(|script| script.fail_at = Some((Step::Connect, FailureClass::RefusedCredential)));
+    server.set_clock("2026-03-02T02:00:01Z");
+    server.begun(2).await;
+    server.until(2, "the retry is told", |session| notes(session).contains(": web (retry 1 of 3)")).await;
+    let _: Session = server.client.post(&format!("/sessions/{}/cancel", held.summary.id), &()).await.unwrap();
+    server.finished(held.summary.id).await;
+    fake.set(|script| script.fail_at = None);
+    let orders = fake.orders().len();
+    server.set_clock("2026-03-02T02:11:00Z");
+    let retry = server.begun(3).await;
+    assert_eq!(retry.summary.vms, ["web"]);
+    let why = &retry.tasks[0].failure.as_ref().unwrap().text;
+    assert!(why.contains("was not tried"), "{why}");
+    assert_eq!(fake.orders().len(), orders);
+}
+
 /// Also where every VM is taken: then there is a session that says so, and it is tried again.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_what_failed_is_tried_again_and_a_vm_in_another_session_is_waited_for() {

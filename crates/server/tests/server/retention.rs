@@ -5,6 +5,7 @@ use crate::fake::Fake;
 use crate::harness::{Server, one_vm_at, problem};
 use lull_api::infrastructure::{RestorePoint, Verification};
 use lull_api::session::Session;
+use lull_catalog::{Catalog, IndexSummary, NewPoint};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -161,4 +162,43 @@ async fn a_repository_that_is_not_mounted_loses_nothing_and_people_see_why() {
     run(&server, &fake, "j", 1).await;
     let all = points(&server).await;
     until_left(&server, &ids(&all[..3.min(all.len())])).await;
+}
+
+/// The catalog forgets before the row goes; where it cannot, the deletion fails, and can be repeated.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_deleted_is_forgotten_by_the_catalog_too() {
+    let (place, fake, server) = one_vm_at("2026-03-02T01:59:00Z").await;
+    server.change("j", json!({"full_every": 1})).await;
+    run(&server, &fake, "j", 2).await;
+    let vm: lull_api::infrastructure::Vm = server.client.get("/vms/db").await.unwrap();
+    let all = points(&server).await;
+    server.stop().await.unwrap();
+    let folder = place.state.join("catalog");
+    let indexed = || -> Vec<Uuid> {
+        Catalog::open(&folder).unwrap().points(vm.id).unwrap().iter().map(|point| point.id).collect()
+    };
+    {
+        let catalog = Catalog::open(&folder).unwrap();
+        for (number, point) in (1..).zip(all.iter().rev()) {
+            let new = NewPoint { id: point.id, number, taken_at_us: i64::from(number) };
+            let summary = IndexSummary { complete: true, ..IndexSummary::default() };
+            catalog.ingest(vm.id, &new, &mut std::iter::empty(), &summary).unwrap();
+        }
+    }
+    assert_eq!(indexed().len(), 2);
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    let mut files = std::fs::read_dir(folder.join(vm.id.to_string())).unwrap();
+    let table = files.next().unwrap().unwrap().path();
+    let aside = place.dir.path().join("table");
+    std::fs::rename(&table, &aside).unwrap();
+    std::fs::create_dir(&table).unwrap();
+    let path = format!("/restore-points/{}", all[1].id);
+    let refused = problem(server.client.delete(&path).await);
+    let why = refused.why.unwrap();
+    assert!(refused.code == "not-deleted" && why.contains("could not be taken out of the catalog"), "{why}");
+    assert_eq!(points(&server).await.len(), 2);
+    std::fs::remove_dir(&table).unwrap();
+    std::fs::rename(&aside, &table).unwrap();
+    server.client.delete(&path).await.unwrap();
+    assert_eq!((ids(&points(&server).await), indexed()), (vec![all[0].id], vec![all[0].id]));
 }

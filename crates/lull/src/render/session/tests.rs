@@ -2,6 +2,7 @@
 
 use super::*;
 use lull_api::infrastructure::{ProxyCandidate, ProxyExplanation};
+use lull_api::timing::RetryOf;
 
 fn step(step: &str, state: &str, took_us: Option<u64>, detail: &str) -> Step {
     Step {
@@ -104,6 +105,21 @@ Session 12  backup of job nightly  success  2026-03-01 11:59:46, 14.2 s
    └─ ✓ receipt                    nothing left in guest and hypervisor; rightly remain: authentication log, wtmp
 "
     );
+}
+
+#[test]
+fn who_began_a_session_and_what_came_after_it_is_told() {
+    let mut retry = session(vec![task()]);
+    retry.summary.retry = Some(RetryOf { attempt: 1, times: 3, session: 12 });
+    retry.notes = vec!["retention: removed 1 expired restore point".into(), "tried again".into()];
+    let text = tree(&retry, &Look::plain(None), false);
+    assert!(text.starts_with("Session 12  backup of job nightly, retry 1 of 3 of session 12  success"), "{text}");
+    let branches: Vec<&str> = text.lines().filter(|line| line.starts_with(['├', '└'])).collect();
+    assert!(branches[0].starts_with("├─ pg-demo") && branches[1].starts_with("├─ · note"), "{text}");
+    assert!(branches[2].starts_with("└─ · note") && branches[2].ends_with("tried again"), "{text}");
+    let mut scheduled = session(vec![]);
+    scheduled.summary.scheduled_for = Some("2026-03-01T11:59:00Z".into());
+    assert_eq!(purpose(&scheduled.summary), "backup of job nightly, scheduled");
 }
 
 #[test]
