@@ -9,9 +9,10 @@ CREATE TABLE retries (
     job TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
     doc TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
--- Who began a session, where it was no person; and whether what follows from its end was decided.
+-- Who began a session, where it was no person; whether what follows from its end was decided; whether the server was stopped in it.
 ALTER TABLE sessions ADD COLUMN begun_by TEXT;
 ALTER TABLE sessions ADD COLUMN settled INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE sessions ADD COLUMN cut_short INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX sessions_unsettled ON sessions (id) WHERE settled = 0;
 -- The job that made a restore point: its name can change, and a session's number says nothing in another database.
 ALTER TABLE restore_points ADD COLUMN job TEXT;

@@ -174,7 +174,12 @@ async fn stop(server: &Arc<Server>) {
     sessions.dedup();
     for session in sessions {
         tracing::info!(session, "cancelling, since the server stops");
-        if let Err(error) = begin::cancel(server, session).await {
+        // Nobody wanted the session to end: what it did not come to is tried again where the schedule began it.
+        let cut = async {
+            server.store.cut_short(session).await?;
+            begin::cancel(server, session).await
+        };
+        if let Err(error) = cut.await {
             tracing::error!(session, %error, "the cancellation cannot be recorded");
         }
     }

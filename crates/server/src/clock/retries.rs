@@ -52,13 +52,16 @@ fn decided(job: &StoredJob, session: &SessionRow, tasks: &[TaskRow], now: Timest
         BegunBy::Retry { attempt, of, .. } => (attempt, of),
     };
     job.schedule.as_ref()?;
-    let failures: Vec<(VmId, FailureClass)> = tasks.iter().filter_map(failed).collect();
+    let failures: Vec<(VmId, FailureClass)> = tasks.iter().filter_map(|task| failed(session, task)).collect();
     let (vms, due) = job.retries.after(attempt, now, &failures)?;
     Some(Retry { due: to_the_second(due), attempt: attempt + 1, times: job.retries.times, of, vms })
 }
 
-fn failed(task: &TaskRow) -> Option<(VmId, FailureClass)> {
+fn failed(session: &SessionRow, task: &TaskRow) -> Option<(VmId, FailureClass)> {
     match &task.state {
+        TaskState::Finished { ending: Ending::Cancelled, .. } if session.cut_short => {
+            Some((VmId(task.vm), FailureClass::ServerRestarted))
+        }
         TaskState::Finished { ending: Ending::Failed { failure }, .. } => Some((VmId(task.vm), failure.class)),
         _ => None,
     }
@@ -82,6 +85,9 @@ pub async fn begin_due(server: &Arc<Server>, now: Timestamp) -> Result<Option<Ti
     let jobs = server.store.jobs().await?;
     let mut next = None;
     for (id, retry) in retries {
+        if server.stopping.is_cancelled() {
+            return Ok(None);
+        }
         if retry.due > now {
             next = next.into_iter().chain([retry.due]).min();
             continue;

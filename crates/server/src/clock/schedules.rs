@@ -18,6 +18,9 @@ pub async fn see_to(server: &Arc<Server>, now: Timestamp) -> Result<Option<Times
     let clocks = server.store.job_clocks().await?;
     let mut next = None;
     for job in server.store.jobs().await? {
+        if server.stopping.is_cancelled() {
+            return Ok(None);
+        }
         let Some(schedule) = &job.schedule else { continue };
         // One job's trouble is not the others': it is seen to again at the next look.
         match of_job(server, &job, schedule, clocks.get(&job.job.id.0), now).await {

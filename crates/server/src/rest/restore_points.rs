@@ -91,7 +91,11 @@ pub async fn verify(State(server): State<Arc<Server>>, Path(id): Path<String>) -
     params(("restore_point" = String, Path, description = "id")), responses((status = 204)))]
 pub async fn remove(State(server): State<Arc<Server>>, Path(id): Path<String>) -> Answer<StatusCode> {
     let point = find(&server, &id).await?;
-    removal::remove(&server, &point).await.map_err(|error| not_removed(&point, error))?;
+    let (gone, whole) = (point.clone(), server.clone());
+    // Goes on when the caller hangs up: half a deletion is a row whose files are gone.
+    let removed = tokio::spawn(async move { removal::remove(&whole, &gone).await }).await;
+    let removed = removed.unwrap_or_else(|error| Err(NotRemoved::Failed { why: error.to_string() }));
+    removed.map_err(|error| not_removed(&point, error))?;
     Ok(StatusCode::NO_CONTENT)
 }
 

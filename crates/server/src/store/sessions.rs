@@ -175,6 +175,8 @@ pub struct SessionRow {
     pub job_name: Option<String>,
     /// Who began it.
     pub by: BegunBy,
+    /// It was cancelled because the server stopped.
+    pub cut_short: bool,
     /// Where it stands.
     pub state: SessionState,
     /// When it began.
@@ -229,7 +231,7 @@ pub struct Begun {
     pub busy: Vec<(NewTask, i64)>,
 }
 
-const SESSIONS: &str = "SELECT id, kind, job, job_name, state, started_us, ended_us, last_event, begun_by, \
+const SESSIONS: &str = "SELECT id, kind, job, job_name, state, started_us, ended_us, last_event, begun_by, cut_short, \
     (SELECT json_group_array(vm_name) FROM (SELECT vm_name FROM tasks WHERE session = sessions.id ORDER BY position)) \
     FROM sessions";
 const TASKS: &str = "SELECT id, session, vm, vm_name, work, state, outcome FROM tasks";
@@ -408,7 +410,8 @@ impl Store {
             ended: row.get::<Option<i64>, _>(6).map(at).transpose()?,
             last_event: row.get::<i64, _>(7).unsigned_abs(),
             by: row.get::<Option<&str>, _>(8).map(|by| self.document(&what, by)).transpose()?.unwrap_or_default(),
-            vms: self.document(&what, row.get(9))?,
+            cut_short: row.get(9),
+            vms: self.document(&what, row.get(10))?,
         })
     }
 

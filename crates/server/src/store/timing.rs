@@ -150,6 +150,13 @@ impl Store {
             .map_err(|e| self.failed("reading sessions", e))
     }
 
+    /// The session is cancelled because the server stops.
+    pub async fn cut_short(&self, session: i64) -> Result<(), StoreError> {
+        let done = sqlx::query("UPDATE sessions SET cut_short = 1 WHERE id = $1").bind(session);
+        let done = done.execute(&self.writer).await;
+        done.map(drop).map_err(|e| self.failed("recording that a session is cut short", e))
+    }
+
     /// A session with the others that are the same run: the one that the schedule began, and what is tried again of it.
     pub async fn attempts(&self, session: i64) -> Result<Vec<i64>, StoreError> {
         let sql = "WITH run AS (SELECT coalesce(json_extract(begun_by, '$.of'), id) AS first FROM sessions WHERE id = $1) \

@@ -78,6 +78,11 @@ async fn runs_that_were_missed_are_made_up_for_by_one_or_skipped_as_the_schedule
     server.change("j", nightly(false)).await;
     server.stop().await.unwrap();
     let server = back("2026-03-07T09:00:00Z").await.unwrap();
+    let since = std::time::Instant::now();
+    while job(&server).await.last_skipped.is_none() {
+        assert!(since.elapsed() < crate::harness::PATIENCE, "no run was skipped");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
     server.set_clock("2026-03-08T02:00:01Z");
     let next = server.begun(2).await;
     assert_eq!(next.summary.scheduled_for.as_deref(), Some("2026-03-08T02:00:00Z"), "nothing was made up for");
@@ -93,9 +98,7 @@ async fn a_run_that_is_due_while_the_job_runs_is_skipped_and_people_see_it() {
     fake.set(|script| script.hang_after = Some(8));
     server.set_clock("2026-03-02T02:00:01Z");
     let at_work = |session: &Session| !session.tasks[0].steps.is_empty();
-    while server.client.get::<Session>("/sessions/1").await.is_err() {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    server.begins(1).await;
     server.until(1, "it is at work", at_work).await;
     server.set_clock("2026-03-03T02:00:01Z");
     let told = |session: &Session| notes(session).contains("which was due at 2026-03-03 02:00 (UTC), was skipped");
@@ -144,6 +147,37 @@ async fn failed_tasks_are_tried_again_after_the_pause_also_after_a_restart() {
     server.set_clock("2026-03-03T02:00:01Z");
     let fourth = server.begun(4).await;
     assert_eq!((fourth.summary.retry, fourth.summary.result.as_deref()), (None, Some("success")));
+}
+
+/// Who stops the server means the server, not the job.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scheduled_run_that_was_cut_short_because_the_server_stopped_is_tried_again() {
+    let (place, fake, server) = one_vm_at("2026-03-02T01:59:00Z").await;
+    server.change("j", nightly(true)).await;
+    fake.set(|script| script.hang_after = Some(8));
+    server.set_clock("2026-03-02T02:00:01Z");
+    server.begins(1).await;
+    server.until(1, "it is at work", |session| !session.tasks[0].steps.is_empty()).await;
+    server.stop().await.unwrap();
+    fake.set(|script| script.hang_after = None);
+    let proxies = [fake.clone()];
+    let server = Server::start_at(&place.state, &proxies, clock_at("2026-03-02T02:05:00Z")).await.unwrap();
+    assert_eq!(server.session(1).await.summary.result.as_deref(), Some("cancelled"));
+    server.until(1, "the retry is told", |session| notes(session).contains("db (retry 1 of 3)")).await;
+    server.set_clock("2026-03-02T02:16:00Z");
+    let second = server.begun(2).await;
+    assert_eq!((second.summary.retry.unwrap().session, second.summary.result.as_deref()), (1, Some("success")));
+    // One that a person cancels is not.
+    fake.set(|script| script.hang_after = Some(8));
+    server.set_clock("2026-03-03T02:00:01Z");
+    server.begins(3).await;
+    let _: Session = server.client.post("/sessions/3/cancel", &()).await.unwrap();
+    server.finished(3).await;
+    fake.set(|script| script.hang_after = None);
+    server.set_clock("2026-03-03T12:00:00Z");
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    server.set_clock("2026-03-04T02:00:01Z");
+    assert_eq!(server.begun(4).await.summary.retry, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -105,13 +105,18 @@ impl Server {
         self.clock.set(now.parse().unwrap());
     }
 
-    /// Waits until there is a session of this number, and until it is over.
-    pub async fn begun(&self, id: i64) -> Session {
+    /// Waits until there is a session of this number.
+    pub async fn begins(&self, id: i64) {
         let since = Instant::now();
         while self.client.get::<Session>(&format!("/sessions/{id}")).await.is_err() {
             assert!(since.elapsed() < PATIENCE, "session {id} did not begin");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Waits until there is a session of this number, and until it is over.
+    pub async fn begun(&self, id: i64) -> Session {
+        self.begins(id).await;
         self.finished(id).await
     }
 
