@@ -67,14 +67,14 @@ pub async fn run(server: &Arc<Server>) {
         let mut turns = std::mem::take(&mut again);
         turns.extend(server.retention.taken().into_iter().map(|(job, session)| (job, Some(session))));
         match turn(server, turns.clone(), is_time).await {
-            Ok(left) => again = left,
+            Ok(left) => {
+                again = left;
+                looked = if is_time { Some(now) } else { looked };
+            }
             Err(error) => {
                 tracing::error!(%error, "retention cannot be applied");
                 again = turns;
             }
-        }
-        if is_time {
-            looked = Some(now);
         }
         let next_ms = if again.is_empty() { ALL_MS.unsigned_abs() / 60 } else { AGAIN_MS };
         tokio::select! {
@@ -107,7 +107,11 @@ async fn turn(
         let session = after.flatten();
         let mut is_done = true;
         for vm in &job.job.vms {
-            is_done &= of_vm(server, &jobs, job, *vm, session).await?;
+            // One VM's trouble is not the others'.
+            is_done &= of_vm(server, &jobs, job, *vm, session).await.unwrap_or_else(|error| {
+                tracing::error!(job = job.job.name, %vm, %error, "retention cannot be applied to a VM");
+                false
+            });
         }
         if !is_done {
             again.insert(id, session);
@@ -125,9 +129,14 @@ async fn of_vm(
     session: Option<i64>,
 ) -> Result<bool, StoreError> {
     let points = server.store.restore_points(Some(vm.0)).await?;
-    let expired = expired(&points, jobs, vm, server.clock.now());
+    let now = server.clock.now();
+    let mut gone = expired(&points, jobs, vm, now);
+    if !gone.is_empty() {
+        // Removing takes its time: what somebody wished for meanwhile counts.
+        gone = expired(&points, &server.store.jobs().await?, vm, now);
+    }
     let (mut removed, mut trouble) = (Vec::new(), None);
-    for chain in expired {
+    for chain in gone {
         for id in chain {
             let Some(point) = points.iter().find(|point| point.id == id.0) else { continue };
             if server.stopping.is_cancelled() {
