@@ -1,9 +1,10 @@
-//! The public REST interface under `/api/v1`: its types ([`infrastructure`], [`job`], [`session`], [`problem`]) and a
+//! The public REST interface under `/api/v1`: its types ([`infrastructure`], [`job`], [`session`], [`catalog`], [`problem`]) and a
 //! typed [`client`].
 //!
 //! Wherever a path takes an object, its name serves as well as its id. Times are RFC 3339 strings in UTC. Knows nothing
 //! of how the server answers; the OpenAPI document is put together by the server from these types.
 
+pub mod catalog;
 pub mod client;
 pub mod infrastructure;
 pub mod job;

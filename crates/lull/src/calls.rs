@@ -3,6 +3,7 @@
 //! Knows paths and types; knows nothing of what is done with the answers.
 
 use lull_api::Client;
+use lull_api::catalog::CatalogTable;
 use lull_api::client::ClientError;
 use lull_api::infrastructure::{
     AcceptHostKey, Credential, CredentialChange, Finding, Host, NewCredential, NewHost, NewRepository, Proxy,
@@ -197,6 +198,11 @@ pub async fn verify_restore_point(client: &Client, id: &str) -> Answer<Verificat
 
 pub async fn remove_restore_point(client: &Client, id: &str) -> Answer<()> {
     client.delete(&format!("/restore-points/{}", segment(id))).await
+}
+
+pub async fn catalog(client: &Client, vm: Option<&str>) -> Answer<Vec<CatalogTable>> {
+    let query = vm.map(|vm| format!("?vm={}", segment(vm))).unwrap_or_default();
+    client.get(&format!("/catalog{query}")).await
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Text for people, made of what the server answered. Everything here is pure: the width, the colours, the time and the
 //! time zone are arguments, so that every look has a test.
 
+pub mod catalog;
 pub mod event;
 pub mod infrastructure;
 pub mod job;

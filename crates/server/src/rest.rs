@@ -51,6 +51,10 @@
 //! | `GET /restore-points/{restore_point}` | | `RestorePoint` (by id only) |
 //! | `POST /restore-points/{restore_point}/verify` | | `Verification` |
 //! | `DELETE /restore-points/{restore_point}` | | 204; its files too; refused while others build on it |
+//! | `GET /catalog?vm=VM` | | `[CatalogTable]`: the indexed restore points of each VM |
+//! | `GET /catalog/search?pattern=…` | | JSON lines of `CatalogLine`: files over all restore points |
+//! | `GET /catalog/browse?vm=VM&path=PATH` | | JSON lines of `CatalogLine`: what lies in a folder |
+//! | `GET /catalog/export?vm=VM` | | the history of a VM as CSV or JSON lines |
 //! | `GET /proxies` | | `[Proxy]` |
 
 use crate::server::Server;
@@ -68,6 +72,7 @@ use utoipa_axum::routes;
 mod answer;
 mod auth;
 mod body;
+mod catalog;
 mod credentials;
 mod doctor;
 mod events;
@@ -162,6 +167,10 @@ fn endpoints() -> OpenApiRouter<Arc<Server>> {
         .routes(routes!(restore_points::list))
         .routes(routes!(restore_points::get, restore_points::remove))
         .routes(routes!(restore_points::verify))
+        .routes(routes!(catalog::tables))
+        .routes(routes!(catalog::search))
+        .routes(routes!(catalog::browse))
+        .routes(routes!(catalog::export))
         .routes(routes!(proxies::list));
     OpenApiRouter::with_openapi(Document::openapi()).nest(BASE, api)
 }
