@@ -171,7 +171,7 @@ pub async fn tables(
             pending.entry(point.vm).or_default().push(shown);
         }
     }
-    let mut vms = server.catalog.ask(|tables| tables.vms()).await.map_err(|error| fault(&error))?;
+    let mut vms = server.catalog.ask(|tables| tables.folders()).await.map_err(|error| fault(&error))?;
     vms.extend(pending.keys());
     vms.extend(only);
     vms.sort();

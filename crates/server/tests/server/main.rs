@@ -1,5 +1,6 @@
 //! The server as its callers see it: a real database, real HTTP on a free port, and proxies that play a script.
 
+mod catalog;
 mod chains;
 mod debts;
 mod fake;
