@@ -1,11 +1,12 @@
 //! Jobs and their settings, as the REST interface shows them.
 
+use crate::timing::{RetentionSettings, RetrySettings, ScheduleSettings, SkippedRun, present};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// A backup job to save.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewJob {
     /// Unique name.
@@ -17,6 +18,18 @@ pub struct NewJob {
     /// Guest processing settings; absent members take their defaults.
     #[serde(default)]
     pub guest: GuestSettings,
+    /// When it runs by itself; absent or null: only when somebody runs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleSettings>,
+    /// What is done about tasks that failed in a scheduled session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<RetrySettings>,
+    /// How long its restore points are kept; without any rule for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<RetentionSettings>,
+    /// A new full backup every so many restore points; 14 unless told, 1 to 365.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_every: Option<u32>,
 }
 
 /// Changes to a job: absent members stay as they are.
@@ -35,6 +48,20 @@ pub struct JobChange {
     /// Settings to change; absent members stay as they are.
     #[serde(default)]
     pub guest: Option<GuestSettings>,
+    /// When it runs by itself; null: only when somebody runs it. Runs that were due before the change are not made up for.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<ScheduleSettings>)]
+    pub schedule: Option<Option<ScheduleSettings>>,
+    /// What is done about tasks that failed in a scheduled session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<RetrySettings>,
+    /// How long its restore points are kept; null takes every rule away, so that they are kept for good.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<RetentionSettings>)]
+    pub retention: Option<Option<RetentionSettings>>,
+    /// A new full backup every so many restore points; 1 to 365.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_every: Option<u32>,
 }
 
 /// Guest processing settings. Absent members mean *default* in a new job and *unchanged* in a change.
@@ -99,6 +126,18 @@ pub struct Job {
     pub repository: String,
     /// Settings.
     pub guest: GuestSettings,
+    /// When it runs by itself; null: only when somebody runs it.
+    pub schedule: Option<ScheduleSettings>,
+    /// When it runs next by itself.
+    pub next_run: Option<String>,
+    /// The last run of its schedule that did not begin.
+    pub last_skipped: Option<SkippedRun>,
+    /// What is done about tasks that failed in a scheduled session.
+    pub retries: RetrySettings,
+    /// How long its restore points are kept; without any rule for good.
+    pub retention: RetentionSettings,
+    /// A new full backup every so many restore points.
+    pub full_every: u32,
     /// Its last session's number.
     pub last_session: Option<i64>,
     /// That session's result, or `running`.

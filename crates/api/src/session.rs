@@ -1,6 +1,7 @@
 //! Sessions, their tasks and steps, and the stream of their events.
 
 use crate::infrastructure::ProxyExplanation;
+use crate::timing::RetryOf;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -15,6 +16,10 @@ pub struct SessionSummary {
     pub kind: String,
     /// Job's name.
     pub job: Option<String>,
+    /// When the run was due that the job's schedule began; null where somebody began it, or where it is a retry.
+    pub scheduled_for: Option<String>,
+    /// Which further attempt at failed tasks it is.
+    pub retry: Option<RetryOf>,
     /// `running` or `finished`.
     pub state: String,
     /// `success`, `warning`, `failed` or `cancelled`, once finished.
@@ -35,6 +40,8 @@ pub struct Session {
     pub summary: SessionSummary,
     /// One task per VM.
     pub tasks: Vec<Task>,
+    /// Warnings and remarks about the session as a whole, those that came after its end too.
+    pub notes: Vec<String>,
     /// Number of its newest event: a stream from here misses none.
     pub last_event: u64,
 }

@@ -4,7 +4,6 @@
 //! one whose dirty bitmap still records, so only it can be built on. Knows nothing of files or hypervisors: whether the parent can really be built
 //! on is seen there.
 
-use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::ids::RestorePointId;
@@ -87,23 +86,26 @@ pub fn parent_for(points: &[ChainPoint], points_per_chain: u32) -> Result<Restor
     }
 }
 
-/// The points that cannot be restored without this one, in the order of `points`.
-pub fn dependents(id: RestorePointId, points: &[ChainPoint]) -> Vec<RestorePointId> {
-    let mut lost = BTreeSet::from([id]);
-    // Each round finds children of those found before; no chain is longer than there are points.
-    for _ in 0..points.len() {
-        let before = lost.len();
-        for point in points {
-            if point.parent.is_some_and(|parent| lost.contains(&parent)) {
-                lost.insert(point.id);
+/// The points that cannot be restored without `of`: its children first, then theirs, so that in reverse order each goes before what it
+/// builds on. `links`: every point with the one that it builds on.
+pub fn dependents(
+    of: RestorePointId,
+    links: impl IntoIterator<Item = (RestorePointId, Option<RestorePointId>)>,
+) -> Vec<RestorePointId> {
+    let links: Vec<_> = links.into_iter().collect();
+    let mut found = vec![of];
+    let mut next = 0;
+    // Whatever the links say, also if they form a ring: nobody is found twice.
+    while let Some(parent) = found.get(next).copied() {
+        for (id, builds_on) in &links {
+            if *builds_on == Some(parent) && !found.contains(id) {
+                found.push(*id);
             }
         }
-        if lost.len() == before {
-            break;
-        }
+        next += 1;
     }
-    lost.remove(&id);
-    points.iter().map(|p| p.id).filter(|p| lost.contains(p)).collect()
+    found.remove(0);
+    found
 }
 
 #[cfg(test)]
@@ -125,6 +127,10 @@ mod tests {
             damaged: false,
         };
         (0..length).map(point).collect()
+    }
+
+    fn links(points: &[ChainPoint]) -> impl Iterator<Item = (RestorePointId, Option<RestorePointId>)> {
+        points.iter().map(|point| (point.id, point.parent))
     }
 
     #[test]
@@ -151,10 +157,10 @@ mod tests {
         // A second branch on the oldest, and a chain of its own.
         points.push(ChainPoint { id: id(8), parent: Some(id(3)), has_bitmap: true, damaged: false });
         points.push(ChainPoint { id: id(9), parent: None, has_bitmap: true, damaged: false });
-        assert_eq!(dependents(id(1), &points), [id(0)]);
-        assert_eq!(dependents(id(3), &points), [id(0), id(1), id(2), id(8)]);
-        assert_eq!(dependents(id(9), &points), []);
-        assert_eq!(dependents(id(0), &points), []);
+        assert_eq!(dependents(id(1), links(&points)), [id(0)]);
+        assert_eq!(dependents(id(3), links(&points)), [id(2), id(8), id(1), id(0)]);
+        assert_eq!(dependents(id(9), links(&points)), []);
+        assert_eq!(dependents(id(0), links(&points)), []);
     }
 
     proptest! {
@@ -166,7 +172,7 @@ mod tests {
             };
             let points: Vec<ChainPoint> = parents.iter().enumerate().map(point).collect();
             let _ = parent_for(&points, POINTS_PER_CHAIN);
-            let lost = dependents(id(gone), &points);
+            let lost = dependents(id(gone), links(&points));
             let stays = |p: &&ChainPoint| p.id != id(gone) && !lost.contains(&p.id);
             for p in points.iter().filter(stays) {
                 prop_assert!(p.parent.is_none_or(|parent| parent != id(gone) && !lost.contains(&parent)));

@@ -27,7 +27,7 @@ pub enum BackupAction {
 
 /// See [`BackupAction::Backup`].
 fn full_every_default() -> u32 {
-    14
+    crate::chain::POINTS_PER_CHAIN
 }
 
 /// VMs in scope, guest processing settings and what is done with them.

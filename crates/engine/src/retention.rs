@@ -1,8 +1,9 @@
 //! Which restore points are kept, and which chains of them may go. Knows no repository: points come as facts, `now` is an argument.
 //!
-//! A point is kept while any rule asks for it; the newest of a VM always is. Points are removed by whole chains, and only once nobody asks
+//! A point is kept while any rule asks for it; the newest that can be restored always is. Points are removed by whole chains, and only once nobody asks
 //! for any point of the chain: an increment is worth nothing without the points before it, and chains are never merged.
 
+use crate::chain::dependents;
 use crate::ids::RestorePointId;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, Zoned};
@@ -50,6 +51,8 @@ pub struct Point {
     pub taken_at: Timestamp,
     /// The point whose changes it continues; `None` for a full one.
     pub parent: Option<RestorePointId>,
+    /// A verification found it damaged.
+    pub damaged: bool,
 }
 
 /// A rule that asks for a point.
@@ -66,6 +69,10 @@ pub enum Rule {
     Weekly,
     /// The newest of its month.
     Monthly,
+    /// A verification found it damaged: what becomes of it a person decides.
+    Damaged,
+    /// No job looks after it.
+    NoJob,
     /// No rule at all: everything stays.
     Everything,
 }
@@ -78,28 +85,73 @@ impl fmt::Display for Rule {
             Rule::Days => "young enough",
             Rule::Weekly => "the newest of its week",
             Rule::Monthly => "the newest of its month",
+            Rule::Damaged => "damaged, for a person to look at",
+            Rule::NoJob => "no job looks after it",
             Rule::Everything => "no retention is set",
         })
     }
 }
 
-/// Which rules ask for each point of one VM. A point that is not in the answer is expired.
+/// What one job asks for.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// How long it keeps its points.
+    pub retention: Retention,
+    /// Where its weeks and months begin.
+    pub zone: TimeZone,
+}
+
+/// Which rules ask for each point of one VM, where every point was made by the same job. A point that is not in the answer is expired.
 pub fn kept(
     points: &[Point],
     retention: &Retention,
     now: Timestamp,
     zone: &TimeZone,
 ) -> BTreeMap<RestorePointId, BTreeSet<Rule>> {
+    let wish = Wish { retention: *retention, zone: zone.clone() };
+    kept_by_all(points, |_| Some(0), &[wish], now)
+}
+
+/// The same where several jobs back one VM up: each asks for points that it made itself. `maker` says which of the `wishes` is the maker's; a point
+/// without one stays.
+pub fn kept_by_all(
+    points: &[Point],
+    maker: impl Fn(RestorePointId) -> Option<usize>,
+    wishes: &[Wish],
+    now: Timestamp,
+) -> BTreeMap<RestorePointId, BTreeSet<Rule>> {
     let mut asked: BTreeMap<RestorePointId, BTreeSet<Rule>> = BTreeMap::new();
+    for point in points.iter().filter(|point| point.damaged) {
+        asked.entry(point.id).or_default().insert(Rule::Damaged);
+    }
+    for point in points.iter().filter(|point| maker(point.id).and_then(|wish| wishes.get(wish)).is_none()) {
+        asked.entry(point.id).or_default().insert(Rule::NoJob);
+    }
+    let countable = countable(points);
+    for (number, wish) in wishes.iter().enumerate() {
+        let is_own = |point: &Point| maker(point.id) == Some(number);
+        if wish.retention.keeps_everything() {
+            for point in points.iter().filter(|point| is_own(point)) {
+                asked.entry(point.id).or_default().insert(Rule::Everything);
+            }
+        }
+        let own: Vec<&Point> = countable.iter().filter(|point| is_own(point)).copied().collect();
+        ask(&own, wish, now, &mut asked);
+    }
+    asked
+}
+
+fn ask(
+    newest_first: &[&Point],
+    Wish { retention, zone }: &Wish,
+    now: Timestamp,
+    asked: &mut BTreeMap<RestorePointId, BTreeSet<Rule>>,
+) {
     let mut ask = |point: &Point, rule| {
         asked.entry(point.id).or_default().insert(rule);
     };
-    let newest_first = newest_first(points);
     for point in newest_first.iter().take(1) {
         ask(point, Rule::Newest);
-    }
-    if retention.keeps_everything() {
-        newest_first.iter().for_each(|point| ask(point, Rule::Everything));
     }
     for point in newest_first.iter().take(retention.last.unwrap_or(0) as usize) {
         ask(point, Rule::Last);
@@ -116,68 +168,40 @@ pub fn kept(
         (week.year(), week.week())
     };
     let month = |at: &Zoned| (at.year(), at.month());
-    for point in newest_of_each(&newest_first, retention.weekly, zone, week) {
+    for point in newest_of_each(newest_first, retention.weekly, zone, week) {
         ask(point, Rule::Weekly);
     }
-    for point in newest_of_each(&newest_first, retention.monthly, zone, month) {
+    for point in newest_of_each(newest_first, retention.monthly, zone, month) {
         ask(point, Rule::Monthly);
     }
-    asked
 }
 
-/// Chains of which no point is kept, oldest first; in each the newest point first, which is the order of removal: what is interrupted
-/// leaves a shorter chain, never one with a hole. A point whose parent is gone begins a chain.
+/// Chains of which no point is kept, oldest first; in each every point goes before the one that it builds on, whatever their clocks say: what
+/// is interrupted leaves a shorter chain, never one with a hole. A point whose parent is gone begins a chain.
 pub fn chains_to_remove(points: &[Point], kept: &BTreeMap<RestorePointId, BTreeSet<Rule>>) -> Vec<Vec<RestorePointId>> {
-    let mut chains: Vec<Vec<&Point>> = chains(points);
-    chains.retain(|chain| !chain.iter().any(|point| kept.contains_key(&point.id)));
-    chains.sort_by_key(|chain| chain.iter().map(|point| point.taken_at).min());
-    let ids = |chain: Vec<&Point>| newest_first_of(chain).into_iter().map(|point| point.id).collect();
-    chains.into_iter().map(ids).collect()
+    let mut chains = chains(points);
+    chains.retain(|chain| !chain.iter().any(|id| kept.contains_key(id)));
+    let taken_at = |id: &RestorePointId| points.iter().find(|point| point.id == *id).map(|point| point.taken_at);
+    chains.sort_by_key(|chain| chain.iter().filter_map(taken_at).min());
+    chains.iter_mut().for_each(|chain| chain.reverse());
+    chains
 }
 
-/// Every point that needs this one, itself first: what must go with it.
-pub fn dependents(points: &[Point], of: RestorePointId) -> Vec<RestorePointId> {
-    let mut found = vec![of];
-    let mut next = 0;
-    while let Some(parent) = found.get(next).copied() {
-        let children = points.iter().filter(|point| point.parent == Some(parent) && !found.contains(&point.id));
-        let children: Vec<RestorePointId> = children.map(|point| point.id).collect();
-        found.extend(children);
-        next += 1;
-    }
-    found
-}
-
-/// How many points the chain that ends in `newest` has; 0 where it is unknown or broken.
-pub fn chain_length(points: &[Point], newest: RestorePointId) -> u32 {
-    let mut length = 0;
-    let mut at = Some(newest);
-    while let Some(id) = at {
-        let Some(point) = points.iter().find(|point| point.id == id) else { return 0 };
-        length += 1;
-        if length as usize > points.len() {
-            return 0;
-        }
-        at = point.parent;
-    }
-    length
-}
-
-fn chains(points: &[Point]) -> Vec<Vec<&Point>> {
+/// Every chain, each point after the one that it builds on.
+fn chains(points: &[Point]) -> Vec<Vec<RestorePointId>> {
     let known: BTreeSet<RestorePointId> = points.iter().map(|point| point.id).collect();
     let begins = |point: &&Point| point.parent.is_none_or(|parent| !known.contains(&parent));
-    let members = |first: &Point| {
-        let ids = dependents(points, first.id);
-        points.iter().filter(|point| ids.contains(&point.id)).collect()
-    };
+    let links = || points.iter().map(|point| (point.id, point.parent));
+    let members = |first: &Point| [vec![first.id], dependents(first.id, links())].concat();
     points.iter().filter(begins).map(members).collect()
 }
 
-fn newest_first(points: &[Point]) -> Vec<&Point> {
-    newest_first_of(points.iter().collect())
-}
-
-fn newest_first_of(mut points: Vec<&Point>) -> Vec<&Point> {
+/// What the rules count: a point that cannot be restored, because it or one that it builds on is damaged, stands for nothing.
+fn countable(points: &[Point]) -> Vec<&Point> {
+    let links = || points.iter().map(|point| (point.id, point.parent));
+    let damaged = points.iter().filter(|point| point.damaged).map(|point| point.id);
+    let lost: BTreeSet<RestorePointId> = damaged.flat_map(|id| [vec![id], dependents(id, links())].concat()).collect();
+    let mut points: Vec<&Point> = points.iter().filter(|point| !lost.contains(&point.id)).collect();
     points.sort_by_key(|point| std::cmp::Reverse((point.taken_at, point.id)));
     points
 }

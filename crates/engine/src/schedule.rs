@@ -14,6 +14,8 @@ use std::str::FromStr;
 
 /// A run that begins so much later than it was due counts as missed.
 pub const LATE_MS_MAX: u64 = 60_000;
+/// What was seen to lies at most so far ahead of the clock, or it is not believed: see [`seen_to`].
+pub const AHEAD_MS_MAX: u64 = 24 * 3_600_000;
 /// Longest pause before failed tasks are tried again: a day.
 pub const PAUSE_S_MAX: u32 = 86_400;
 /// Most further attempts.
@@ -99,6 +101,12 @@ impl Schedule {
         let cron = Cron::from_str(&self.cron).map_err(|e| format!("schedule {:?} cannot be read: {e}", self.cron))?;
         Ok((cron, zone))
     }
+}
+
+/// What counts as seen to at `now`, where the clock said `since` when it was last looked at. A clock that was set back runs nothing twice: what was
+/// seen to stays so. Only one that was wrong by more than a day had seen a future that must not keep jobs from running for as long.
+pub fn seen_to(since: Timestamp, now: Timestamp) -> Timestamp {
+    if since > after_ms(now, AHEAD_MS_MAX) { now } else { since }
 }
 
 /// What is done about tasks that failed.

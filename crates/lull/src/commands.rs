@@ -13,6 +13,7 @@ pub mod restore_point;
 pub mod server;
 pub mod session;
 pub mod settings;
+pub mod timing;
 pub mod vm;
 
 use crate::cli::{Cli, Command, Global};

@@ -10,6 +10,7 @@ use tokio::{io::DuplexStream, sync::oneshot};
 
 mod accept;
 mod catalog;
+mod clock;
 mod disk;
 mod error;
 mod hub;
@@ -17,7 +18,9 @@ mod infrastructure;
 mod instant;
 mod look;
 mod proxies;
+mod removal;
 pub mod rest;
+mod retention;
 mod runner;
 mod secrets;
 mod server;
@@ -25,6 +28,7 @@ mod start;
 mod state_dir;
 mod store;
 
+pub use clock::Clock;
 pub use error::ServerError;
 
 /// Name of the backup server in the list of managed servers.
@@ -60,6 +64,8 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     /// Proxies in this process; [`LocalProxy::embedded`] is one of them.
     pub proxies: Vec<LocalProxy>,
+    /// What time it is for schedules, retries and retention.
+    pub clock: Clock,
     /// Told once, when the server answers requests.
     pub ready: Option<oneshot::Sender<Ready>>,
 }
@@ -67,7 +73,8 @@ pub struct ServerConfig {
 impl ServerConfig {
     /// A server with its embedded proxy alone.
     pub fn new(state_dir: PathBuf, listen: SocketAddr, embedded: ServeProxy) -> Self {
-        ServerConfig { state_dir, listen, proxies: vec![LocalProxy::embedded(embedded)], ready: None }
+        let proxies = vec![LocalProxy::embedded(embedded)];
+        ServerConfig { state_dir, listen, proxies, clock: Clock::system(), ready: None }
     }
 }
 

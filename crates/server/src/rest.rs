@@ -86,6 +86,7 @@ mod restore_points;
 mod scan;
 mod sessions;
 mod status;
+mod timing;
 mod view;
 mod vms;
 

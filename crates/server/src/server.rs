@@ -1,8 +1,11 @@
 //! What every part of a running server shares, and how its background work is started and ended.
 
 use crate::catalog::FileCatalog;
+use crate::clock::Clock;
 use crate::hub::Hub;
 use crate::proxies::Proxies;
+use crate::removal::Uses;
+use crate::retention::RetentionQueue;
 use crate::runner::book::Book;
 use crate::secrets::Secrets;
 use crate::store::Store;
@@ -23,6 +26,12 @@ pub struct Server {
     pub secrets: Secrets,
     /// The files of the guests.
     pub catalog: FileCatalog,
+    /// What time it is for schedules.
+    pub clock: Clock,
+    /// Jobs whose restore points are looked through.
+    pub retention: RetentionQueue,
+    /// Restore points that are read or removed.
+    pub uses: Arc<Uses>,
     /// Live events.
     pub hub: Arc<Hub>,
     /// Open sessions and tasks.

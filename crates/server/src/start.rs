@@ -2,10 +2,12 @@
 
 use crate::accept;
 use crate::catalog::FileCatalog;
+use crate::clock;
 use crate::error::ServerError;
 use crate::hub::Hub;
 use crate::proxies::Proxies;
 use crate::rest;
+use crate::retention::{self, RetentionQueue};
 use crate::runner::book::Book;
 use crate::runner::{begin, dispatcher, recovery};
 use crate::secrets::{SecretError, Secrets};
@@ -78,6 +80,10 @@ pub async fn run(
     server.spawn(async move { crate::catalog::run(&cataloguing).await });
     let dispatching = server.clone();
     server.spawn(async move { dispatcher::run(&dispatching).await });
+    let looking = server.clone();
+    server.spawn(async move { clock::run(&looking).await });
+    let removing = server.clone();
+    server.spawn(async move { retention::run(&removing).await });
     if let Some(ready) = config.ready.take() {
         // Whoever asked to be told may have gone.
         let _ = ready.send(Ready { address, token_file: state_dir.token_file(), recovering_tasks });
@@ -106,6 +112,9 @@ async fn assemble(
         store,
         secrets,
         catalog: FileCatalog::open(state_dir.path())?,
+        clock: config.clock.clone(),
+        retention: RetentionQueue::default(),
+        uses: Arc::default(),
         hub,
         proxies: Proxies::new(local, started),
         token: state_dir.token()?,

@@ -17,6 +17,7 @@ pub mod infrastructure;
 pub mod jobs;
 pub mod restore_points;
 pub mod sessions;
+pub mod timing;
 pub mod writes;
 
 /// Each brings the schema from one version to the next; the first from an empty file to version 1. Only ever added to.
@@ -24,6 +25,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0001.sql"),
     include_str!("../migrations/0002.sql"),
     include_str!("../migrations/0003.sql"),
+    include_str!("../migrations/0004.sql"),
 ];
 /// `LULL`, in the header of the file.
 const APPLICATION_ID: i32 = 0x4c55_4c4c;

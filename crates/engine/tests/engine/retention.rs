@@ -3,7 +3,7 @@
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use lull_engine::ids::RestorePointId;
-use lull_engine::retention::{Point, Retention, Rule, chain_length, chains_to_remove, dependents, kept};
+use lull_engine::retention::{Point, Retention, Rule, Wish, chains_to_remove, kept, kept_by_all};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -24,6 +24,7 @@ fn daily(days: u32, full_every: u32) -> Vec<Point> {
             id: id(u128::from(n) + 1),
             taken_at: first + SignedDuration::from_hours(24 * i64::from(n)),
             parent: (n % full_every != 0).then(|| id(u128::from(n))),
+            damaged: false,
         })
         .collect()
 }
@@ -61,8 +62,8 @@ fn each_rule_asks_for_its_own_points() {
 #[test]
 fn the_zone_decides_to_which_month_a_point_belongs() {
     let points = [
-        Point { id: id(1), taken_at: at("2026-06-30T22:30:00Z"), parent: None },
-        Point { id: id(2), taken_at: at("2026-07-15T22:30:00Z"), parent: None },
+        Point { id: id(1), taken_at: at("2026-06-30T22:30:00Z"), parent: None, damaged: false },
+        Point { id: id(2), taken_at: at("2026-07-15T22:30:00Z"), parent: None, damaged: false },
     ];
     let monthly = Retention { monthly: Some(1), ..Default::default() };
     let both = Retention { monthly: Some(2), ..Default::default() };
@@ -91,17 +92,36 @@ fn the_newest_stays_however_old_it_is() {
 }
 
 #[test]
-fn what_depends_on_a_point_goes_with_it() {
-    let mut points = daily(4, 14);
-    assert_eq!(dependents(&points, id(3)), [id(3), id(4)]);
-    assert_eq!(chain_length(&points, id(4)), 4);
-    points.remove(1);
-    assert_eq!(chain_length(&points, id(4)), 0, "broken");
-    // A ring that hostile files describe ends somewhere.
-    points[0].parent = Some(id(4));
-    points[1].parent = Some(id(1));
-    assert_eq!(chain_length(&points, id(4)), 0);
-    assert_eq!(dependents(&points, id(1)).len(), 3);
+fn what_is_damaged_stands_for_nothing_and_waits_for_a_person() {
+    let last = |n| Retention { last: Some(n), ..Default::default() };
+    let now = "2026-07-01T00:00:00Z";
+    let mut points = daily(9, 3);
+    points[7].damaged = true;
+    // Numbers 8 and 9 cannot be restored: the last two that can are 6 and 7. The damaged one keeps its chain.
+    assert_eq!(numbers(&points, last(2), now), [6, 7, 8]);
+    assert_eq!(removed(&points, last(2), now), [[3, 2, 1]]);
+    points.iter_mut().for_each(|point| point.damaged = true);
+    assert!(removed(&points, last(1), now).is_empty(), "as if nothing could be read: nothing goes");
+}
+
+#[test]
+fn each_job_asks_for_its_own_points_and_a_chain_stays_for_any_of_them() {
+    // Two jobs take turns in chains of two; what number 5 belongs to is gone.
+    let points = daily(9, 2);
+    let wish = |last| Wish { retention: Retention { last: Some(last), ..Default::default() }, zone: TimeZone::UTC };
+    let maker = |id: RestorePointId| match id.0.as_u128() {
+        5 => None,
+        n => Some(usize::from(n % 2 == 0)),
+    };
+    let now = at("2026-07-01T00:00:00Z");
+    let stay = |odd, even| {
+        let kept = kept_by_all(&points, maker, &[wish(odd), wish(even)], now);
+        let gone: Vec<_> = chains_to_remove(&points, &kept).into_iter().flatten().collect();
+        points.iter().map(|p| p.id).filter(|id| !gone.contains(id)).map(|id| id.0.as_u128()).collect::<Vec<_>>()
+    };
+    assert_eq!(stay(1, 1), [5, 6, 7, 8, 9], "the newest of each, and what nobody looks after");
+    assert_eq!(stay(1, 4), [1, 2, 3, 4, 5, 6, 7, 8, 9], "the other job still asks for number 2");
+    assert_eq!(stay(3, 1), [3, 4, 5, 6, 7, 8, 9]);
 }
 
 #[test]
@@ -123,6 +143,7 @@ fn any_points() -> impl Strategy<Value = Vec<Point>> {
             id: id(n as u128),
             taken_at: first + SignedDuration::from_hours(24 * days),
             parent: parent.filter(|parent| *parent < n).map(|parent| id(parent as u128)),
+            damaged: false,
         };
         drawn.into_iter().enumerate().map(point).collect()
     })
@@ -159,9 +180,7 @@ proptest! {
             let place = |id: RestorePointId| chain.iter().position(|known| *known == id);
             for point in points.iter().filter(|point| place(point.id).is_some()) {
                 if let Some(parent) = point.parent.and_then(place) {
-                    // A parent that claims to be younger (its clock was set back) is removed first; it is all one removal.
-                    let older = points.iter().find(|p| Some(p.id) == point.parent).unwrap().taken_at < point.taken_at;
-                    prop_assert!(!older || place(point.id).unwrap() < parent);
+                    prop_assert!(place(point.id).unwrap() < parent, "whatever their clocks say");
                 }
             }
         }

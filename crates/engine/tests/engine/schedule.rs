@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use lull_engine::failover::FailureClass;
 use lull_engine::ids::VmId;
-use lull_engine::schedule::{Due, Retries, Schedule};
+use lull_engine::schedule::{Due, Retries, Schedule, seen_to};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -59,6 +59,21 @@ fn a_run_is_due_once_and_a_missed_one_is_made_up_for_as_the_schedule_says() {
     assert_eq!(nightly.due(yesterday, back), Due::Skip { at: two });
     // It came back just in time for one.
     assert!(matches!(nightly.due(yesterday, at("2026-06-04T02:00:30Z")), Due::Run { late: false, .. }));
+}
+
+#[test]
+fn a_clock_that_is_set_back_runs_nothing_twice_and_a_wrong_year_stops_nothing() {
+    let nightly = schedule("0 2 * * *", "UTC");
+    let ran = at("2026-06-02T02:00:01Z");
+    for back in ["2026-06-02T01:59:00Z", "2026-06-01T03:00:00Z"] {
+        let now = at(back);
+        let tomorrow = Due::NotYet { next: Some(at("2026-06-03T02:00:00Z")) };
+        assert_eq!(nightly.due(seen_to(ran, now), now), tomorrow, "{back}");
+        assert_eq!(nightly.due(seen_to(ran, now), at("2026-06-02T02:00:01Z")), tomorrow, "two o'clock again");
+    }
+    let now = at("2026-06-02T01:00:00Z");
+    let tonight = Due::NotYet { next: Some(at("2026-06-02T02:00:00Z")) };
+    assert_eq!(nightly.due(seen_to(at("2040-01-01T00:00:00Z"), now), now), tonight);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::removed;
 use super::settings::{BackupArgs, GuestArgs, RemovalArgs};
+use super::timing::{TimingArgs, TimingRemovalArgs};
 use crate::calls;
 use crate::exit::{self, Exit};
 use crate::follow;
@@ -15,6 +16,7 @@ use lull_api::job::{GuestSettings, JobChange, NewJob, SavedJob};
 const CREATE_EXAMPLES: &str = "\
 Examples:
   lull job create nightly --vm shop --repository local
+  lull job create nightly --vm shop --repository local --schedule '0 2 * * *' --keep-days 14 --keep-monthly 12
   lull job create web --vm web1,web2 --repository local --application-aware try --pre-freeze-script ./before.sh";
 
 /// What can be done with jobs.
@@ -86,6 +88,8 @@ pub struct CreateArgs {
     guest: GuestArgs,
     #[command(flatten)]
     backup: BackupArgs,
+    #[command(flatten)]
+    timing: TimingArgs,
 }
 
 /// What `job edit` takes.
@@ -108,6 +112,10 @@ pub struct EditArgs {
     removal: RemovalArgs,
     #[command(flatten)]
     backup: BackupArgs,
+    #[command(flatten)]
+    timing: TimingArgs,
+    #[command(flatten)]
+    timing_removal: TimingRemovalArgs,
 }
 
 /// Runs it.
@@ -139,7 +147,16 @@ pub async fn run(client: Client, screen: &Screen, command: JobCommand) -> Result
 
 async fn create(client: &Client, screen: &Screen, args: CreateArgs) -> Result<()> {
     let guest = GuestSettings { copy_limit_bytes_per_s: args.backup.copy_limit, ..args.guest.settings()? };
-    let job = NewJob { name: args.name, vms: args.vm, repository: args.repository, guest };
+    let job = NewJob {
+        name: args.name,
+        vms: args.vm,
+        repository: args.repository,
+        guest,
+        schedule: args.timing.scheduled(),
+        retries: args.timing.retried(),
+        retention: args.timing.retained().flatten(),
+        full_every: args.timing.full_every,
+    };
     show_saved(screen, &calls::create_job(client, &job).await?)
 }
 
@@ -151,6 +168,10 @@ async fn edit(client: &Client, screen: &Screen, args: EditArgs) -> Result<()> {
         vms: (!args.vm.is_empty()).then_some(args.vm),
         repository: args.repository,
         guest: (guest != GuestSettings::default()).then_some(guest),
+        schedule: args.timing_removal.apply(args.timing.scheduled()),
+        retries: args.timing.retried(),
+        retention: args.timing.retained(),
+        full_every: args.timing.full_every,
     };
     if change == JobChange::default() {
         return Err(

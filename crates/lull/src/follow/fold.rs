@@ -12,6 +12,7 @@ pub fn apply(session: &mut Session, event: &SessionEvent) {
             session.summary.result = Some(result.clone());
             session.summary.ended_at = Some(event.at.clone());
         }
+        EventKind::Note { text, .. } if event.task.is_none() => session.notes.push(text.clone()),
         _ => {
             if let Some(task) = task_of(session, event) {
                 apply_to_task(task, event);
@@ -116,6 +117,8 @@ mod tests {
                 id: 1,
                 kind: "backup".into(),
                 job: Some("nightly".into()),
+                scheduled_for: None,
+                retry: None,
                 state: "running".into(),
                 result: None,
                 started_at: "2026-03-01T11:59:50Z".into(),
@@ -123,6 +126,7 @@ mod tests {
                 vms: vec!["pg".into()],
             },
             tasks: vec![],
+            notes: vec![],
             last_event: 0,
         }
     }

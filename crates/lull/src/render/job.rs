@@ -4,6 +4,7 @@ use super::table::{facts, or_dash, table};
 use super::text::list as sentence;
 use super::{Look, units};
 use lull_api::job::{GuestSettings, Job, SavedJob};
+use lull_api::timing::RetentionSettings;
 
 /// Jobs.
 pub fn list(jobs: &[Job], look: &Look) -> String {
@@ -13,24 +14,73 @@ pub fn list(jobs: &[Job], look: &Look) -> String {
             sentence(&job.vms),
             job.repository.clone(),
             or_dash(job.guest.application_aware.as_deref()),
+            job.next_run.as_deref().map_or("by hand".into(), |at| units::time(at, look)),
+            kept(&job.retention),
             job.last_session.map_or("-".into(), |id| id.to_string()),
             or_dash(job.last_result.as_deref()),
         ]
     });
     let nothing = "There is no job yet; `lull job create NAME --vm VM --repository REPOSITORY` makes one.";
-    table(look, &["job", "vms", "repository", "application-aware", "last session", "result"], rows.collect(), nothing)
+    let titles = ["job", "vms", "repository", "application-aware", "next run", "keeps", "last session", "result"];
+    table(look, &titles, rows.collect(), nothing)
 }
 
 /// One job with every setting.
 pub fn job(job: &Job, look: &Look) -> String {
     let mut sheet =
         vec![("job", job.name.clone()), ("vms", job.vms.join("\n")), ("repository", job.repository.clone())];
+    sheet.extend(timing(job, look));
     sheet.extend(settings(&job.guest));
     if let Some(session) = job.last_session {
         let result = job.last_result.as_deref().unwrap_or("running");
         sheet.push(("last session", format!("{session}, {result}")));
     }
     facts(look, &sheet)
+}
+
+fn timing(job: &Job, look: &Look) -> Vec<(&'static str, String)> {
+    let schedule = job.schedule.as_ref().map_or("only by hand".into(), |schedule| {
+        let missed = if schedule.run_missed == Some(false) {
+            "missed runs are not made up for"
+        } else {
+            "missed runs are made up for"
+        };
+        let zone = schedule.time_zone.as_deref().unwrap_or_default();
+        format!("{} ({zone}), {missed}", schedule.cron.as_deref().unwrap_or_default())
+    });
+    let skipped = job.last_skipped.as_ref();
+    let skipped = skipped.map(|run| format!("due {}: {}", units::time(&run.due_at, look), run.because));
+    let retries = match (job.retries.times, job.retries.pause_s) {
+        (Some(0), _) => "none".to_string(),
+        (times, pause) => {
+            let pause = units::duration(u64::from(pause.unwrap_or_default()) * 1_000_000);
+            format!("up to {} of scheduled runs, each after {pause}", times.unwrap_or_default())
+        }
+    };
+    vec![
+        ("schedule", schedule),
+        ("next run", job.next_run.as_deref().map(|at| units::time(at, look)).unwrap_or_default()),
+        ("skipped run", skipped.unwrap_or_default()),
+        ("retries", if job.schedule.is_some() { retries } else { String::new() }),
+        ("keeps", kept(&job.retention)),
+        ("full backup", format!("every {} restore points", job.full_every)),
+    ]
+}
+
+/// `last 7, 30 days, 4 weeks, 12 months`.
+fn kept(retention: &RetentionSettings) -> String {
+    let RetentionSettings { last, days, weekly, monthly } = retention;
+    let rule = |count: &Option<u32>, one: &str, many: &str| {
+        count.map(|count| format!("{count} {}", if count == 1 { one } else { many }))
+    };
+    let rules = [
+        last.map(|count| format!("last {count}")),
+        rule(days, "day", "days"),
+        rule(weekly, "week", "weeks"),
+        rule(monthly, "month", "months"),
+    ];
+    let rules: Vec<String> = rules.into_iter().flatten().collect();
+    if rules.is_empty() { "everything".into() } else { rules.join(", ") }
 }
 
 /// A job as it was saved. The warnings are said elsewhere, on stderr.
@@ -76,6 +126,7 @@ fn settings(guest: &GuestSettings) -> Vec<(&'static str, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lull_api::timing::{RetrySettings, ScheduleSettings, SkippedRun};
 
     #[test]
     fn a_job_shows_the_settings_that_hold() {
@@ -95,6 +146,16 @@ mod tests {
                 copy_limit_bytes_per_s: Some(0),
                 ..GuestSettings::default()
             },
+            schedule: Some(ScheduleSettings {
+                cron: Some("0 2 * * *".into()),
+                time_zone: Some("Europe/Berlin".into()),
+                run_missed: Some(true),
+            }),
+            next_run: Some("2026-03-02T01:00:00Z".into()),
+            last_skipped: Some(SkippedRun { due_at: "2026-03-01T01:00:00Z".into(), because: "it still ran".into() }),
+            retries: RetrySettings { times: Some(3), pause_s: Some(600) },
+            retention: RetentionSettings { last: Some(7), monthly: Some(1), ..Default::default() },
+            full_every: 14,
             last_session: Some(7),
             last_result: Some("success".into()),
         };
@@ -104,6 +165,12 @@ mod tests {
 job                nightly
 vms                pg
 repository         disk
+schedule           0 2 * * * (Europe/Berlin), missed runs are made up for
+next run           2026-03-02 01:00:00
+skipped run        due 2026-03-01 01:00:00: it still ran
+retries            up to 3 of scheduled runs, each after 10 min 00 s
+keeps              last 7, 1 month
+full backup        every 14 restore points
 application-aware  try
 pre-freeze script  2 lines, 15 B
 script timeout     10 min 00 s

@@ -12,8 +12,11 @@ const TIME_COLUMNS: usize = 11;
 pub fn tree(session: &Session, look: &Look, why: bool) -> String {
     let mut text = headline(&session.summary, look) + "\n";
     for (n, task) in session.tasks.iter().enumerate() {
-        let last = n + 1 == session.tasks.len();
+        let last = n + 1 == session.tasks.len() && session.notes.is_empty();
         text.push_str(&task_tree(task, look, why, last));
+    }
+    for (n, note) in session.notes.iter().enumerate() {
+        Leaf::fact("note", note.clone()).draw(&mut text, "", n + 1 == session.notes.len(), look);
     }
     text
 }
@@ -33,10 +36,15 @@ pub fn headline(summary: &SessionSummary, look: &Look) -> String {
     )
 }
 
-/// `backup of job nightly`, `quiesce of pg-demo`.
+/// `backup of job nightly, scheduled`, `backup of job nightly, retry 1 of 3 of session 12`, `quiesce of pg-demo`.
 pub fn purpose(summary: &SessionSummary) -> String {
+    let by = match (&summary.retry, &summary.scheduled_for) {
+        (Some(retry), _) => format!(", retry {} of {} of session {}", retry.attempt, retry.times, retry.session),
+        (None, Some(_)) => ", scheduled".into(),
+        (None, None) => String::new(),
+    };
     match &summary.job {
-        Some(job) => one_line(&format!("{} of job {job}", summary.kind)),
+        Some(job) => one_line(&format!("{} of job {job}{by}", summary.kind)),
         None => one_line(&format!("{} of {}", summary.kind, list(&summary.vms))),
     }
 }

@@ -86,6 +86,8 @@ mod tests {
             id: 3,
             kind: "rehearse".into(),
             job: None,
+            scheduled_for: None,
+            retry: None,
             state: "running".into(),
             result: None,
             started_at: "2026-03-01T11:59:58Z".into(),

@@ -55,6 +55,12 @@ fn job() -> Job {
         vms: vec!["shop".into()],
         repository: "local".into(),
         guest: GuestSettings { application_aware: Some("try".into()), ..GuestSettings::default() },
+        schedule: None,
+        next_run: None,
+        last_skipped: None,
+        retries: Default::default(),
+        retention: Default::default(),
+        full_every: 14,
         last_session: Some(12),
         last_result: Some("success".into()),
     }
@@ -205,6 +211,23 @@ fn jobs() {
         fake.script.requests_of("PATCH")[0].body,
         json!({"name": null, "vms": null, "repository": null, "guest": {"application_aware": "try"}})
     );
+    let timing =
+        ["--schedule=0 2 * * *", "--time-zone=Europe/Berlin", "--retries=2", "--keep-last=7", "--full-every=7"];
+    let output = run(&fake, &[&["job", "edit", "nightly"][..], &timing].concat());
+    assert_eq!(output.code, 0, "{output:?}");
+    let none = json!({"name": null, "vms": null, "repository": null, "guest": null});
+    let with = |more: serde_json::Value| {
+        let mut body = none.clone();
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    assert_eq!(
+        fake.script.requests_of("PATCH")[1].body,
+        with(json!({"schedule": {"cron": "0 2 * * *", "time_zone": "Europe/Berlin"}, "retries": {"times": 2},
+            "retention": {"last": 7}, "full_every": 7}))
+    );
+    run(&fake, &["job", "edit", "nightly", "--no-schedule", "--keep-all"]);
+    assert_eq!(fake.script.requests_of("PATCH")[2].body, with(json!({"schedule": null, "retention": null})));
     check(&["job", "show", "nightly"], "GET /jobs/nightly", json!(null), &job(), "last session       12, success");
     check(&["job", "list"], "GET /jobs", json!(null), &[job()], "nightly  shop  local");
     check_removal(&["job", "remove", "nightly"], "DELETE /jobs/nightly");

@@ -58,6 +58,8 @@ pub fn running(kind: &str) -> Session {
             id: 12,
             kind: kind.into(),
             job: (kind == "backup").then(|| "nightly".into()),
+            scheduled_for: None,
+            retry: None,
             state: "running".into(),
             result: None,
             started_at: "2026-03-01T11:59:46Z".into(),
@@ -80,6 +82,7 @@ pub fn running(kind: &str) -> Session {
             inventory: None,
             notes: vec![],
         }],
+        notes: vec![],
         last_event: 0,
     }
 }

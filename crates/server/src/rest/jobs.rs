@@ -3,20 +3,23 @@
 use super::answer::{Answer, bad_value};
 use super::body::Body;
 use super::names::{JOB, Place, VmIndex, checked, find};
-use super::{guest_settings, repositories, view};
+use super::{guest_settings, repositories, timing, view};
 use crate::infrastructure::snapshot;
 use crate::runner::begin;
 use crate::server::Server;
-use crate::store::StoreError;
 use crate::store::jobs::StoredJob;
+use crate::store::timing::BegunBy;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use lull_api::Problem;
 use lull_api::job::{Job, JobChange, JobValidation, NewJob, SavedJob};
 use lull_api::session::Session;
+use lull_engine::chain::POINTS_PER_CHAIN;
 use lull_engine::ids::{JobId, RepositoryId, VmId};
 use lull_engine::job::BackupAction;
+use lull_engine::retention::Retention;
+use lull_engine::schedule::Retries;
 use lull_engine::session::SessionState;
 use lull_engine::settings::GuestProcessing;
 use lull_engine::validation::{Infrastructure, validate_job};
@@ -41,7 +44,8 @@ pub async fn list(State(server): State<Arc<Server>>) -> Answer<Json<Vec<Job>>> {
 pub async fn add(State(server): State<Arc<Server>>, Body(new): Body<NewJob>) -> Answer<(StatusCode, Json<SavedJob>)> {
     let job = built(&server, new).await?;
     let warnings = valid(&server, &job).await?;
-    server.store.add_job(&job).await?;
+    server.store.add_job(&job, server.clock.now()).await?;
+    server.clock.wake();
     Ok((StatusCode::CREATED, Json(SavedJob { job: shown(&server, &job).await?, warnings })))
 }
 
@@ -92,8 +96,24 @@ pub async fn change(
         let servers = server.store.servers().await?;
         guest_settings::apply(&mut job.job.guest_processing, &mut job.copy_limit_bytes_per_s, &guest, &servers)?;
     }
+    if let (Some(full_every), BackupAction::Backup { full_every: known, .. }) = (change.full_every, &mut job.job.action)
+    {
+        *known = full_every;
+    }
+    let scheduled = job.schedule.clone();
+    if let Some(given) = change.schedule {
+        job.schedule = given.map(|given| timing::scheduled(job.schedule.take(), given)).transpose()?;
+    }
+    if let Some(given) = change.retries {
+        job.retries = timing::retried(job.retries, &given);
+    }
+    if let Some(given) = change.retention {
+        job.retention = given.map(|given| timing::retained(job.retention, &given)).unwrap_or_default();
+    }
     let warnings = valid(&server, &job).await?;
-    server.store.update_job(&job).await?;
+    let from = (job.schedule != scheduled).then(|| server.clock.now());
+    server.store.update_job(&job, from).await?;
+    server.clock.wake();
     Ok(Json(SavedJob { job: shown(&server, &job).await?, warnings }))
 }
 
@@ -126,10 +146,7 @@ pub async fn validate(State(server): State<Arc<Server>>, Path(job): Path<String>
 pub async fn run(State(server): State<Arc<Server>>, Path(job): Path<String>) -> Answer<(StatusCode, Json<Session>)> {
     let job = named(&server, Place::Path, &job).await?;
     super::sessions::takes_work(&server)?;
-    let repositories = server.store.repositories().await?;
-    let repository = repositories.iter().find(|r| r.id == job.repository);
-    let repository = repository.ok_or(StoreError::Missing { kind: "repository" })?;
-    let session = begin::run_job(&server, &job, repository).await?;
+    let session = begin::run_job(&server, &job, BegunBy::Caller, None, None).await?;
     Ok((StatusCode::ACCEPTED, Json(view::session_view(&server, session).await?)))
 }
 
@@ -145,12 +162,18 @@ async fn built(server: &Server, new: NewJob) -> Answer<StoredJob> {
             id: JobId::generate(),
             name: checked("name", new.name)?,
             vms: scope(server, &new.vms).await?,
-            action: BackupAction::Backup { repository: RepositoryId(repository.id), full_every: 1 },
+            action: BackupAction::Backup {
+                repository: RepositoryId(repository.id),
+                full_every: new.full_every.unwrap_or(POINTS_PER_CHAIN),
+            },
             guest_processing: GuestProcessing::default(),
             overrides: BTreeMap::new(),
         },
         repository: repository.id,
         copy_limit_bytes_per_s: 0,
+        schedule: new.schedule.map(|given| timing::scheduled(None, given)).transpose()?,
+        retries: timing::retried(Retries::default(), &new.retries.unwrap_or_default()),
+        retention: timing::retained(Retention::default(), &new.retention.unwrap_or_default()),
     };
     let servers = server.store.servers().await?;
     guest_settings::apply(&mut job.job.guest_processing, &mut job.copy_limit_bytes_per_s, &new.guest, &servers)?;
@@ -197,8 +220,9 @@ async fn findings(server: &Server, job: &StoredJob) -> Answer<JobValidation> {
             rules: known.rules,
         },
     );
+    let errors = findings.errors.iter().map(ToString::to_string);
     Ok(JobValidation {
-        errors: findings.errors.iter().map(ToString::to_string).collect(),
+        errors: errors.chain(timing::errors(job, server.clock.now())).collect(),
         warnings: findings.warnings.iter().map(ToString::to_string).collect(),
     })
 }
@@ -215,12 +239,19 @@ async fn shown(server: &Server, job: &StoredJob) -> Answer<Job> {
         SessionState::Finished { outcome, .. } => outcome.to_string(),
         SessionState::Running { .. } | SessionState::Cancelling { .. } => "running".to_string(),
     });
+    let clock = server.store.job_clocks().await?.remove(&job.job.id.0);
     Ok(Job {
         id: job.job.id.0,
         name: job.job.name.clone(),
         vms: job.job.vms.iter().map(vm_name).collect(),
         repository: repository.map_or_else(|| job.repository.to_string(), |r| r.name),
         guest: guest_settings::shown(&job.job.guest_processing, job.copy_limit_bytes_per_s, &servers),
+        schedule: job.schedule.as_ref().map(timing::schedule_shown),
+        next_run: timing::next_run(job, clock.as_ref(), server.clock.now()),
+        last_skipped: clock.and_then(|clock| clock.skipped).map(timing::skipped_shown),
+        retries: timing::retries_shown(job.retries),
+        retention: timing::retention_shown(job.retention),
+        full_every: job.full_every(),
         last_session: last.map(|session| session.id),
         last_result,
     })

@@ -1,22 +1,19 @@
 //! Restore points: listed, verified, deleted with their files.
 
-use super::answer::Answer;
+use super::answer::{Answer, Fault};
 use super::body::Params;
 use super::names::{Place, find_vm, listed};
 use crate::instant::{from_us, rfc3339};
+use crate::removal::{self, NotRemoved, Reading};
 use crate::server::Server;
 use crate::store::restore_points::{DAMAGED, RestorePointRow, SOUND};
-use crate::store::sessions::BackupPlan;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use jiff::Timestamp;
 use lull_api::Problem;
 use lull_api::infrastructure::{RestorePoint, Verification};
-use lull_engine::chain::{ChainPoint, dependents};
-use lull_engine::ids::RestorePointId;
 use serde::Deserialize;
-use std::io::ErrorKind;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -64,6 +61,7 @@ pub async fn get(State(server): State<Arc<Server>>, Path(id): Path<String>) -> A
     params(("restore_point" = String, Path, description = "id")), responses((status = 200, body = Verification)))]
 pub async fn verify(State(server): State<Arc<Server>>, Path(id): Path<String>) -> Answer<Json<Verification>> {
     let point = find(&server, &id).await?;
+    let _held = held(&server, &point).await?;
     let verification = match lull_hypervisor::verify(FilePath::new(&point.directory)).await {
         Ok(report) => {
             let own = &report.metadata.restore_point;
@@ -93,77 +91,37 @@ pub async fn verify(State(server): State<Arc<Server>>, Path(id): Path<String>) -
     params(("restore_point" = String, Path, description = "id")), responses((status = 204)))]
 pub async fn remove(State(server): State<Arc<Server>>, Path(id): Path<String>) -> Answer<StatusCode> {
     let point = find(&server, &id).await?;
-    may_go(&server, &point).await?;
-    let repositories = server.store.repositories().await?;
-    let folder = repositories.iter().find(|r| r.id == point.repository).map(|r| r.path.clone()).unwrap_or_default();
-    let deleted = {
-        let point = point.clone();
-        tokio::task::spawn_blocking(move || delete_files(&folder, &point)).await
-    };
-    let outcome = deleted.unwrap_or_else(|error| Err(error.to_string()));
-    outcome.map_err(|why| {
-        Problem::new(409, "not-deleted", format!("restore point {} was not deleted", point.id))
-            .why(why)
-            .remedy("put that right, then delete it again")
-    })?;
-    server.store.remove_restore_point(point.id).await?;
+    removal::remove(&server, &point).await.map_err(|error| not_removed(&point, error))?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Whether nothing builds on a restore point, and nothing is about to.
-async fn may_go(server: &Server, point: &RestorePointRow) -> Answer<()> {
-    let others = server.store.restore_points(Some(point.vm)).await?;
-    let chain: Vec<ChainPoint> = others.iter().map(RestorePointRow::chain_point).collect();
-    let lost = dependents(RestorePointId(point.id), &chain);
-    if !lost.is_empty() {
-        let lost: Vec<String> = lost.iter().map(RestorePointId::to_string).collect();
-        let what = format!("restore point {} was not deleted: others build on it", point.id);
-        return Err(Problem::new(409, "in-use", what)
-            .why(format!("without it these could not be restored: {}", listed(&lost)))
-            .remedy("delete those first, the newest before the others, or keep it")
-            .into());
+fn not_removed(point: &RestorePointRow, error: NotRemoved) -> Fault {
+    let what = format!("restore point {} was not deleted", point.id);
+    match error {
+        NotRemoved::Store(error) => error.into(),
+        NotRemoved::InUse { what: because, why, remedy } => {
+            Problem::new(409, "in-use", format!("{what}: {because}")).why(why).remedy(remedy).into()
+        }
+        NotRemoved::Failed { why } => {
+            Problem::new(409, "not-deleted", what).why(why).remedy("put that right, then delete it again").into()
+        }
     }
-    // An order names its parent before there is a child that the database knows.
-    let open = server.book.open_tasks().await;
-    let backup = |backup: &BackupPlan| backup.repository.0 == point.repository;
-    let making = open.iter().find(|t| t.row.vm == point.vm && t.row.work.backup.as_ref().is_some_and(backup));
-    making.map_or(Ok(()), |task| {
-        let what = format!("restore point {} was not deleted: a backup may be building on it", point.id);
-        Err(Problem::new(409, "in-use", what)
-            .why(format!("session {} is backing {} up to the same repository", task.row.session, point.vm_name))
-            .remedy("delete it when that session is over")
-            .into())
-    })
 }
 
-/// Deletes what belongs to the restore point, and nothing else: a folder with anything else in it stays.
-fn delete_files(repository: &str, point: &RestorePointRow) -> Result<(), String> {
-    let directory = FilePath::new(&point.directory);
-    let below = directory.strip_prefix(repository).is_ok_and(|rest| rest.components().count() > 0);
-    if !below || point.directory.contains("/../") {
-        return Err(format!("{} does not lie in the repository's folder {repository}", point.directory));
+/// A restore point with all that it builds on, which nobody removes while the answer lives.
+async fn held(server: &Server, point: &RestorePointRow) -> Answer<Reading> {
+    let points = server.store.restore_points(Some(point.vm)).await?;
+    let mut chain = vec![point.id];
+    let mut at = point.parent;
+    // Each is held once, also if the rows formed a ring.
+    while let Some(id) = at.filter(|id| !chain.contains(id)) {
+        chain.push(id);
+        at = points.iter().find(|point| point.id == id).and_then(|point| point.parent);
     }
-    // A repository that is not mounted must not look like files that are gone.
-    if let Some(problem) = super::repositories::problem(repository) {
-        return Err(problem);
-    }
-    let failed = |what: &FilePath, error: std::io::Error| format!("{}: {error}", what.display());
-    // The list of its files goes last, so that a deletion that broke off can be repeated.
-    let metadata = lull_hypervisor::metadata::FILE_NAME.to_string();
-    for file in point.disks.iter().chain([&metadata]) {
-        if file.contains('/') {
-            return Err(format!("{file} is no file name"));
-        }
-        let file = directory.join(file);
-        match std::fs::remove_file(&file) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(&file, error)),
-            _ => {}
-        }
-    }
-    match std::fs::remove_dir(directory) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(directory, error)),
-        _ => Ok(()),
-    }
+    server.uses.read(chain).map_err(|removed| {
+        let what = format!("restore point {} cannot be verified: {removed} is being removed", point.id);
+        Problem::new(409, "in-use", what).remedy("see what is left: lull restore-point list").into()
+    })
 }
 
 async fn find(server: &Server, wanted: &str) -> Answer<RestorePointRow> {

@@ -28,6 +28,7 @@ use uuid::Uuid;
 pub async fn scan(State(server): State<Arc<Server>>, Path(repository): Path<String>) -> Answer<Json<RepositoryScan>> {
     let repository = repositories::named(&server, Place::Path, &repository).await?;
     let folder = repository.path.clone();
+    let before: BTreeSet<Uuid> = server.store.restore_points(None).await?.iter().map(|point| point.id).collect();
     let scanned = tokio::task::spawn_blocking(move || lull_hypervisor::scan(FilePath::new(&folder))).await;
     let report = scanned.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(|error| {
         let what = format!("repository {} cannot be read", repository.name);
@@ -38,7 +39,9 @@ pub async fn scan(State(server): State<Arc<Server>>, Path(repository): Path<Stri
     let open = server.book.open_tasks().await;
     let being_made = open.iter().filter_map(|task| task.row.work.backup.as_ref()).map(|b| b.restore_point.0).collect();
     let known = server.store.restore_points(None).await?;
-    let plan = plan(&report, repository.id, &known, &server.store.vms().await?, &being_made);
+    let mut plan = plan(&report, repository.id, &known, &server.store.vms().await?, &being_made);
+    // What was known when the scan began and is not any more was removed meanwhile, with the files that the scan saw.
+    plan.record.retain(|point| !before.contains(&point.id));
     server.store.record_found(&plan.record).await?;
     let finding = |path: &FilePath, why: &str| ScanFinding { path: path.display().to_string(), why: why.to_string() };
     Ok(Json(RepositoryScan {
@@ -166,6 +169,7 @@ fn row_of(
         id,
         vm: vm.id,
         vm_name: vm.name.clone(),
+        job: None,
         job_name: origin.and_then(|origin| origin.job.clone()),
         session: origin.filter(|_| same_database).map_or(0, |origin| origin.session),
         task: metadata.task.parse().unwrap_or_default(),

@@ -8,9 +8,11 @@ use crate::runner::book;
 use crate::server::Server;
 use crate::store::StoreError;
 use crate::store::sessions::{SessionRow, TaskRow, WholeSession};
+use crate::store::timing::BegunBy;
 use lull_api::Problem;
 use lull_api::infrastructure::ProxyExplanation;
 use lull_api::session::{EventKind, Session, SessionEvent, SessionSummary, Step, Task};
+use lull_api::timing::RetryOf;
 use lull_engine::session::{AfterRecovery, Ending, SessionState, TaskState};
 use uuid::Uuid;
 
@@ -23,7 +25,12 @@ pub async fn session_view(server: &Server, id: i64) -> Answer<Session> {
         let progress = server.hub.progress(task.id);
         task_view(task, &events, progress)
     });
-    Ok(Session { tasks: tasks.collect(), summary: summary(row), last_event })
+    let of_session = events.iter().filter(|event| event.task.is_none());
+    let notes = of_session.filter_map(|event| match &event.event {
+        EventKind::Note { text, .. } => Some(text.clone()),
+        _ => None,
+    });
+    Ok(Session { tasks: tasks.collect(), notes: notes.collect(), summary: summary(row), last_event })
 }
 
 /// The session that a path names.
@@ -55,6 +62,14 @@ pub fn summary(row: SessionRow) -> SessionSummary {
         id: row.id,
         kind: row.kind.to_string(),
         job: row.job_name,
+        scheduled_for: match row.by {
+            BegunBy::Schedule { due } => Some(rfc3339(due)),
+            BegunBy::Caller | BegunBy::Retry { .. } => None,
+        },
+        retry: match row.by {
+            BegunBy::Retry { attempt, times, of } => Some(RetryOf { attempt, times, session: of }),
+            BegunBy::Caller | BegunBy::Schedule { .. } => None,
+        },
         state: if result.is_some() { "finished" } else { "running" }.into(),
         result,
         started_at: rfc3339(row.started),

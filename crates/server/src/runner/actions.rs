@@ -69,7 +69,11 @@ pub async fn perform(server: &Arc<Server>, task: Uuid, actions: Vec<Action>) {
             Action::SweepHypervisor { epoch, after_ms, .. } => {
                 server.spawn(hypervisor_swept(server.clone(), task, epoch, after_ms));
             }
-            Action::Requeue | Action::TaskClosed => server.wake.notify_one(),
+            Action::Requeue => server.wake.notify_one(),
+            Action::TaskClosed => {
+                server.wake.notify_one();
+                server.clock.wake();
+            }
             // Written together with the state.
             Action::RememberFailure { .. } | Action::ForgiveProxy { .. } | Action::RestCredential { .. } => {}
         }

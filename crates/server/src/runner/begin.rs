@@ -7,7 +7,8 @@ use crate::server::Server;
 use crate::store::StoreError;
 use crate::store::infrastructure::RepositoryRow;
 use crate::store::jobs::StoredJob;
-use crate::store::sessions::{BackupPlan, BeginError, NewTask, SessionKind, TaskWork};
+use crate::store::sessions::{BackupPlan, BeginError, NewSession, NewTask, SessionKind, TaskWork};
+use crate::store::timing::BegunBy;
 use crate::store::writes::Write;
 use jiff::Timestamp;
 use lull_api::session::{EventKind, HoldEnd};
@@ -30,9 +31,20 @@ pub enum NoHold {
     NotReached,
 }
 
-/// Begins a run of a backup job.
-pub async fn run_job(server: &Arc<Server>, job: &StoredJob, repository: &RepositoryRow) -> Result<i64, BeginError> {
-    begin(server, SessionKind::Backup, &job.job, Some((job, repository))).await
+/// Begins a run of a backup job. `only`: these of its VMs; `note`: what people are told first.
+pub async fn run_job(
+    server: &Arc<Server>,
+    job: &StoredJob,
+    by: BegunBy,
+    only: Option<&[VmId]>,
+    note: Option<EventKind>,
+) -> Result<i64, BeginError> {
+    let repositories = server.store.repositories().await?;
+    let repository = repositories.iter().find(|r| r.id == job.repository);
+    let repository = repository.ok_or(StoreError::Missing { kind: "repository" })?;
+    let mut scope = job.job.clone();
+    scope.vms.retain(|vm| only.is_none_or(|only| only.contains(vm)));
+    begin(server, SessionKind::Backup, &scope, Some((job, repository)), by, note).await
 }
 
 /// Begins a session of another kind on one VM.
@@ -50,7 +62,7 @@ pub async fn on_vm(
         guest_processing: settings,
         overrides: BTreeMap::new(),
     };
-    begin(server, kind, &job, None).await
+    begin(server, kind, &job, None, BegunBy::Caller, None).await
 }
 
 async fn begin(
@@ -58,6 +70,8 @@ async fn begin(
     kind: SessionKind,
     job: &Job,
     stored: Option<(&StoredJob, &RepositoryRow)>,
+    by: BegunBy,
+    note: Option<EventKind>,
 ) -> Result<i64, BeginError> {
     let infrastructure = snapshot(server).await?;
     // The number is not known yet; the engine's specification of a task is not what is stored.
@@ -78,13 +92,16 @@ async fn begin(
                 repository_dir: repository.path.clone(),
                 restore_point: RestorePointId::generate(),
                 copy_limit_bytes_per_s: job.copy_limit_bytes_per_s,
+                full_every: job.full_every(),
             }),
         },
     });
     let named = stored.map(|(job, _)| (job.job.id.0, job.job.name.as_str()));
     let now = Timestamp::now();
-    let begun = server.store.begin_session(kind, named, tasks.collect(), now).await?;
+    let new = NewSession { kind, job: named, by, seen: server.clock.now(), tasks: tasks.collect() };
+    let begun = server.store.begin_session(new, now).await?;
     let mut writes = vec![Write::Event { task: None, event: EventKind::SessionStarted }];
+    writes.extend(note.map(|event| Write::Event { task: None, event }));
     if !plan.gone.is_empty() {
         let gone: Vec<String> = plan.gone.iter().map(VmId::to_string).collect();
         let text = format!("no longer in the infrastructure, and not protected: {}", gone.join(", "));
@@ -97,6 +114,7 @@ async fn begin(
         record(server, task.id, Happening::event(TaskEvent::NoProxy { cause })).await;
     }
     server.book.close_if_done(begun.session, now).await?;
+    server.clock.wake();
     server.wake.notify_one();
     Ok(begun.session)
 }

@@ -105,7 +105,7 @@ async fn call(
         let order = v1::TestOrder { vm_name: task.vm_name.clone(), guest: targets.guest, hypervisor };
         (sent, client.test_guest(order).await, Some(from_us))
     } else {
-        let (order, sent) = order::task_order(&server.store, task, epoch, targets).await?;
+        let (order, sent) = order::task_order(&server.store, &server.uses, task, epoch, targets).await?;
         // The channel is empty, so there is room.
         let _ = to_proxy.try_send(Message::Order(order));
         let down = ReceiverStream::new(from_us).map(|message| v1::ToTask { message: Some(message) });

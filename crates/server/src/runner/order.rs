@@ -2,13 +2,14 @@
 //! it is refused to send one that rests.
 
 use super::report::Sent;
+use crate::removal::Uses;
 use crate::secrets::Secrets;
 use crate::store::credentials::CredentialRow;
 use crate::store::infrastructure::{HostKeyRow, VmRow};
 use crate::store::restore_points::RestorePointRow;
-use crate::store::sessions::{SessionKind, TaskRow, short_id};
+use crate::store::sessions::{BackupPlan, SessionKind, TaskRow, short_id};
 use crate::store::{Store, StoreError, json};
-use lull_engine::chain::{ChainPoint, NoParent, POINTS_PER_CHAIN, parent_for};
+use lull_engine::chain::{ChainPoint, NoParent, parent_for};
 use lull_engine::failover::FailureClass;
 use lull_engine::ids::{CredentialId, SessionId, VmId};
 use lull_engine::session::{Hop, TaskFailure};
@@ -17,7 +18,6 @@ use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::{credential::Login, elevation::Method, hypervisor_target::Kind, task_order::Work};
 use secrecy::ExposeSecret;
 use std::collections::BTreeMap;
-use uuid::Uuid;
 
 /// Port of SSH.
 const SSH_PORT: u16 = 22;
@@ -190,20 +190,22 @@ pub async fn bitmaps_owed(store: &Store, task: &TaskRow) -> Result<Vec<String>, 
 /// What the next backup of a task's VM builds on, or why on nothing.
 async fn parent(
     store: &Store,
+    uses: &Uses,
     task: &TaskRow,
-    repository: Uuid,
-    points_per_chain: u32,
+    backup: &BackupPlan,
 ) -> Result<Result<RestorePointRow, NoParent>, StoreError> {
     let mut points = store.restore_points(Some(task.vm)).await?;
-    points.retain(|point| point.repository == repository);
+    // One that is being removed is as good as gone: who removes it looked for open tasks before this one was there.
+    points.retain(|point| point.repository == backup.repository.0 && !uses.is_being_removed(point.id));
     let chain: Vec<ChainPoint> = points.iter().map(RestorePointRow::chain_point).collect();
-    let chosen = parent_for(&chain, points_per_chain);
+    let chosen = parent_for(&chain, backup.full_every);
     Ok(chosen.and_then(|id| points.into_iter().find(|point| point.id == id.0).ok_or(NoParent::First)))
 }
 
 /// The order for a task that is not a test, and what to remember of it.
 pub async fn task_order(
     store: &Store,
+    uses: &Uses,
     task: &TaskRow,
     epoch: u64,
     targets: Targets,
@@ -212,7 +214,7 @@ pub async fn task_order(
     let mut parent_id = None;
     let work = match (&task.work.backup, task.work.kind) {
         (Some(backup), _) => {
-            let (parent, full_because) = match parent(store, task, backup.repository.0, POINTS_PER_CHAIN).await? {
+            let (parent, full_because) = match parent(store, uses, task, backup).await? {
                 Ok(point) => {
                     parent_id = Some(point.id);
                     let restore_point_id = short_id(point.id);

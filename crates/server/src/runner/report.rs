@@ -154,6 +154,7 @@ pub fn finished(
             id: backup.restore_point.0,
             vm: task.vm,
             vm_name: task.vm_name.clone(),
+            job: Some(task.work.job.0),
             job_name: sent.job_name.clone(),
             session: task.session,
             task: task.id,

@@ -1,7 +1,11 @@
 //! Jobs. The scope stands in a table of its own too, so that a VM in scope cannot vanish.
 
 use super::{Store, StoreError, json};
-use lull_engine::job::Job;
+use jiff::Timestamp;
+use lull_engine::chain::POINTS_PER_CHAIN;
+use lull_engine::job::{BackupAction, Job};
+use lull_engine::retention::Retention;
+use lull_engine::schedule::{Retries, Schedule};
 use serde::{Deserialize, Serialize};
 use sqlx::{Row, Sqlite, Transaction};
 use uuid::Uuid;
@@ -15,24 +19,47 @@ pub struct StoredJob {
     pub repository: Uuid,
     /// Limit of the copy, in bytes per second; 0 for none.
     pub copy_limit_bytes_per_s: u64,
+    /// When it runs by itself; without one only when somebody runs it.
+    #[serde(default)]
+    pub schedule: Option<Schedule>,
+    /// What is done about tasks that failed in a session that the schedule began.
+    #[serde(default)]
+    pub retries: Retries,
+    /// How long its restore points are kept.
+    #[serde(default)]
+    pub retention: Retention,
+}
+
+impl StoredJob {
+    /// A new full backup every so many restore points.
+    pub fn full_every(&self) -> u32 {
+        match &self.job.action {
+            BackupAction::Backup { full_every, .. } => *full_every,
+            BackupAction::Command { .. } => POINTS_PER_CHAIN,
+        }
+    }
 }
 
 impl Store {
-    /// Adds a job.
-    pub async fn add_job(&self, job: &StoredJob) -> Result<(), StoreError> {
+    /// Adds a job. Its schedule begins at `now`.
+    pub async fn add_job(&self, job: &StoredJob, now: Timestamp) -> Result<(), StoreError> {
         let doing = "storing a job";
         let mut tx = self.begin(doing).await?;
         let sql = "INSERT INTO jobs (id, name, repository, doc) VALUES ($1, $2, $3, $4)";
         self.write_job(&mut tx, sql, job).await?;
+        self.start_clock(&mut tx, job.job.id.0, now).await?;
         self.commit_tx(tx, doing).await
     }
 
-    /// Stores a changed job.
-    pub async fn update_job(&self, job: &StoredJob) -> Result<(), StoreError> {
+    /// Stores a changed job; where its schedule is another one, that begins at `schedule_from`.
+    pub async fn update_job(&self, job: &StoredJob, schedule_from: Option<Timestamp>) -> Result<(), StoreError> {
         let doing = "storing a job";
         let mut tx = self.begin(doing).await?;
         let sql = "UPDATE jobs SET name = $2, repository = $3, doc = $4 WHERE id = $1";
         self.write_job(&mut tx, sql, job).await?;
+        if let Some(now) = schedule_from {
+            self.start_clock(&mut tx, job.job.id.0, now).await?;
+        }
         self.commit_tx(tx, doing).await
     }
 

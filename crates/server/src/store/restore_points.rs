@@ -21,6 +21,8 @@ pub struct RestorePointRow {
     pub vm: Uuid,
     /// The VM's name.
     pub vm_name: String,
+    /// The job that made it, where that is known.
+    pub job: Option<Uuid>,
     /// The job's name.
     pub job_name: Option<String>,
     /// The session.
@@ -54,7 +56,7 @@ pub struct RestorePointRow {
 }
 
 const COLUMNS: &str = "SELECT id, vm, vm_name, job_name, session, task, repository, created_us, kind, level, \
-                       level_reasons, directory, disks, bytes, bitmap, verified, parent, full_because FROM restore_points";
+                       level_reasons, directory, disks, bytes, bitmap, verified, parent, full_because, job FROM restore_points";
 
 impl Store {
     /// Restore points, newest first; of one VM where one is given.
@@ -114,6 +116,7 @@ impl Store {
             verified: row.get(15),
             parent: row.get::<Option<&str>, _>(16).map(|id| self.word(&what, id)).transpose()?,
             full_because: row.get(17),
+            job: row.get::<Option<&str>, _>(18).map(|id| self.word(&what, id)).transpose()?,
         })
     }
 }
@@ -122,8 +125,8 @@ impl RestorePointRow {
     /// The statement that records it. One that is recorded already, by a scan or by its own task, stays as it is.
     pub(super) fn insert(&self) -> sqlx::query::Query<'_, sqlx::Sqlite, sqlx::sqlite::SqliteArguments> {
         let sql = "INSERT INTO restore_points (id, vm, vm_name, job_name, session, task, repository, created_us, \
-                   kind, level, level_reasons, directory, disks, bytes, bitmap, parent, full_because) \
-                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
+                   kind, level, level_reasons, directory, disks, bytes, bitmap, parent, full_because, job) \
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) \
                    ON CONFLICT (id) DO NOTHING";
         sqlx::query(sql)
             .bind(self.id.to_string())
@@ -143,6 +146,7 @@ impl RestorePointRow {
             .bind(&self.bitmap)
             .bind(self.parent.map(|id| id.to_string()))
             .bind(&self.full_because)
+            .bind(self.job.map(|id| id.to_string()))
     }
 
     /// What chains are made of.

@@ -1,9 +1,11 @@
 //! Sessions and their tasks: begun, listed, read. What changes in them afterwards goes through [`super::writes`].
 
+use super::timing::BegunBy;
 use super::{Store, StoreError, json};
 use crate::instant::{from_us, us};
 use jiff::Timestamp;
 use lull_api::session::SessionEvent;
+use lull_engine::chain::POINTS_PER_CHAIN;
 use lull_engine::failover::FailureClass;
 use lull_engine::ids::{CredentialId, JobId, RepositoryId, RestorePointId, TaskId};
 use lull_engine::infrastructure::{CredentialKind, Platform};
@@ -63,6 +65,13 @@ pub struct BackupPlan {
     pub restore_point: RestorePointId,
     /// Limit of the copy, in bytes per second; 0 for none.
     pub copy_limit_bytes_per_s: u64,
+    /// A new full backup every so many restore points.
+    #[serde(default = "points_per_chain")]
+    pub full_every: u32,
+}
+
+fn points_per_chain() -> u32 {
+    POINTS_PER_CHAIN
 }
 
 impl BackupPlan {
@@ -138,6 +147,21 @@ pub struct NewTask {
     pub work: TaskWork,
 }
 
+/// A session to begin.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewSession<'a> {
+    /// What it is for.
+    pub kind: SessionKind,
+    /// Its job, with its name.
+    pub job: Option<(Uuid, &'a str)>,
+    /// Who begins it.
+    pub by: BegunBy,
+    /// What the clock of schedules says: runs of the job that were due up to here are seen to.
+    pub seen: Timestamp,
+    /// Its tasks.
+    pub tasks: Vec<NewTask>,
+}
+
 /// A session.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SessionRow {
@@ -149,6 +173,8 @@ pub struct SessionRow {
     pub job: Option<Uuid>,
     /// Its job's name when it began.
     pub job_name: Option<String>,
+    /// Who began it.
+    pub by: BegunBy,
     /// Where it stands.
     pub state: SessionState,
     /// When it began.
@@ -214,21 +240,17 @@ pub struct Begun {
     pub busy: Vec<(NewTask, i64)>,
 }
 
-const SESSIONS: &str = "SELECT id, kind, job, job_name, state, started_us, ended_us, last_event, \
+const SESSIONS: &str = "SELECT id, kind, job, job_name, state, started_us, ended_us, last_event, begun_by, \
     (SELECT json_group_array(vm_name) FROM (SELECT vm_name FROM tasks WHERE session = sessions.id ORDER BY position)) \
     FROM sessions";
 const TASKS: &str = "SELECT id, session, vm, vm_name, work, state, outcome FROM tasks";
 
 impl Store {
     /// Begins a session with its tasks, all waiting. A VM that has an open task already is left out, unless that task is
-    /// only being recovered: then the new one waits for it.
-    pub async fn begin_session(
-        &self,
-        kind: SessionKind,
-        job: Option<(Uuid, &str)>,
-        tasks: Vec<NewTask>,
-        now: Timestamp,
-    ) -> Result<Begun, BeginError> {
+    /// only being recovered: then the new one waits for it. Where none is left, a caller is refused; the clock begins the session even so,
+    /// since nobody would hear the refusal.
+    pub async fn begin_session(&self, new: NewSession<'_>, now: Timestamp) -> Result<Begun, BeginError> {
+        let NewSession { kind, job, by, seen, tasks } = new;
         let doing = "beginning a session";
         let failed = |e| self.failed(doing, e);
         let mut tx = self.begin(doing).await?;
@@ -242,22 +264,27 @@ impl Store {
                 None => free.push(task),
             }
         }
-        if free.is_empty() && !busy.is_empty() {
+        if free.is_empty() && !busy.is_empty() && by == BegunBy::Caller {
             let busy = busy.into_iter().map(|(task, session)| (task.vm_name, session)).collect();
             return Err(BeginError::Busy { busy });
         }
         let session = sqlx::query_scalar::<_, i64>(
-            "INSERT INTO sessions (kind, job, job_name, state, open, started_us, last_event) \
-             VALUES ($1, $2, $3, $4, 1, $5, 0) RETURNING id",
+            "INSERT INTO sessions (kind, job, job_name, state, open, started_us, last_event, begun_by, settled) \
+             VALUES ($1, $2, $3, $4, 1, $5, 0, $6, $7) RETURNING id",
         )
         .bind(kind.to_string())
         .bind(job.map(|(id, _)| id.to_string()))
         .bind(job.map(|(_, name)| name))
         .bind(json(&SessionState::Running { since: now }))
         .bind(us(now))
+        .bind((by != BegunBy::Caller).then(|| json(&by)))
+        .bind(job.is_none())
         .fetch_one(&mut *tx)
         .await
         .map_err(failed)?;
+        if let Some((job, _)) = job {
+            self.begun(&mut tx, job, &by, seen).await?;
+        }
         let waiting = free.iter().map(|task| (task, TaskState::new(now)));
         let all = waiting.chain(busy.iter().map(|(task, other)| (task, in_another(&task.vm_name, *other, now))));
         for (position, (task, state)) in (0i64..).zip(all) {
@@ -413,7 +440,8 @@ impl Store {
             started: at(row.get(5))?,
             ended: row.get::<Option<i64>, _>(6).map(at).transpose()?,
             last_event: row.get::<i64, _>(7).unsigned_abs(),
-            vms: self.document(&what, row.get(8))?,
+            by: row.get::<Option<&str>, _>(8).map(|by| self.document(&what, by)).transpose()?.unwrap_or_default(),
+            vms: self.document(&what, row.get(9))?,
         })
     }
 

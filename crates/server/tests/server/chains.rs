@@ -95,7 +95,7 @@ async fn a_point_that_a_running_backup_builds_on_is_not_deleted() {
 }
 
 /// What a proxy would have left in the repository for this order: a description and as much of an image as a scan reads.
-fn write_point(order: &lull_proxy_wire::v1::TaskOrder, parent: Option<&str>) {
+pub fn write_point(order: &lull_proxy_wire::v1::TaskOrder, parent: Option<&str>) {
     let Some(Work::Backup(work)) = &order.work else { panic!() };
     let dir = Path::new(&work.repository_dir).join("db").join(&work.restore_point_id);
     std::fs::create_dir_all(&dir).unwrap();

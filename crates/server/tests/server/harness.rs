@@ -8,7 +8,7 @@ use lull_api::client::ClientError;
 use lull_api::infrastructure::{Host, NewCredential, NewHost, NewRepository, Repository, Vm, VmChange};
 use lull_api::job::{GuestSettings, NewJob, SavedJob};
 use lull_api::session::{EventKind, Session, SessionEvent};
-use lull_server::{Ready, ServerConfig};
+use lull_server::{Clock, Ready, ServerConfig};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -25,6 +25,7 @@ pub struct Server {
     pub ready: Ready,
     pub client: Client,
     pub token: String,
+    pub clock: Clock,
 }
 
 impl Server {
@@ -34,6 +35,11 @@ impl Server {
     }
 
     pub async fn try_start(state_dir: &Path, fakes: &[Fake]) -> Result<Server, String> {
+        Server::start_at(state_dir, fakes, Clock::system()).await
+    }
+
+    /// A server whose schedules go by this clock.
+    pub async fn start_at(state_dir: &Path, fakes: &[Fake], clock: Clock) -> Result<Server, String> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (ready, is_ready) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
@@ -42,6 +48,7 @@ impl Server {
             state_dir: state_dir.to_path_buf(),
             listen: "127.0.0.1:0".parse().unwrap(),
             proxies: fakes.iter().map(Fake::local).collect(),
+            clock: clock.clone(),
             ready: Some(ready),
         };
         runtime.spawn(async move {
@@ -53,7 +60,7 @@ impl Server {
                 Ok(ready) => {
                     let token = std::fs::read_to_string(&ready.token_file).unwrap().trim().to_string();
                     let client = Client::new(&format!("http://{}", ready.address), &token).unwrap();
-                    Ok(Server { runtime: Some(runtime), stop: Some(stop), ended: Some(ended), ready, client, token })
+                    Ok(Server { runtime: Some(runtime), stop: Some(stop), ended: Some(ended), ready, client, token, clock })
                 }
                 Err(_) => {
                     let error = ended.await.unwrap().unwrap_err();
@@ -88,6 +95,24 @@ impl Server {
 
     pub async fn session(&self, id: i64) -> Session {
         self.client.get(&format!("/sessions/{id}")).await.unwrap()
+    }
+
+    pub async fn change(&self, job: &str, change: serde_json::Value) -> SavedJob {
+        self.client.patch(&format!("/jobs/{job}"), &change).await.unwrap()
+    }
+
+    pub fn set_clock(&self, now: &str) {
+        self.clock.set(now.parse().unwrap());
+    }
+
+    /// Waits until there is a session of this number, and until it is over.
+    pub async fn begun(&self, id: i64) -> Session {
+        let since = Instant::now();
+        while self.client.get::<Session>(&format!("/sessions/{id}")).await.is_err() {
+            assert!(since.elapsed() < PATIENCE, "session {id} did not begin");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.finished(id).await
     }
 
     /// Waits until the session is over.
@@ -165,7 +190,7 @@ pub async fn furnish(server: &Server, place: &Place, vms: &[&str], guest: GuestS
     let repository = NewRepository { name: "r".into(), path: place.repository.display().to_string() };
     let _: Repository = client.post("/repositories", &repository).await.unwrap();
     let vms = vms.iter().map(|vm| vm.to_string()).collect();
-    let job = NewJob { name: "j".into(), vms, repository: "r".into(), guest };
+    let job = NewJob { name: "j".into(), vms, repository: "r".into(), guest, ..NewJob::default() };
     let _: SavedJob = client.post("/jobs", &job).await.unwrap();
 }
 
@@ -175,6 +200,20 @@ pub async fn one_vm() -> (Place, Fake, Server) {
     let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
     furnish(&server, &place, &["db"], GuestSettings::default()).await;
     (place, fake, server)
+}
+
+/// The same with a clock that says this time.
+pub async fn one_vm_at(now: &str) -> (Place, Fake, Server) {
+    let (place, fake) = (Place::new(), Fake::embedded());
+    let server = Server::start_at(&place.state, std::slice::from_ref(&fake), clock_at(now)).await.unwrap();
+    furnish(&server, &place, &["db"], GuestSettings::default()).await;
+    (place, fake, server)
+}
+
+pub fn clock_at(now: &str) -> Clock {
+    let clock = Clock::system();
+    clock.set(now.parse().unwrap());
+    clock
 }
 
 /// The problem that a call must end with.

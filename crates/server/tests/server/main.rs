@@ -2,12 +2,14 @@
 
 mod catalog;
 mod chains;
+mod clock;
 mod debts;
 mod fake;
 mod harness;
 mod interface;
 mod kills;
 mod quiesce;
+mod retention;
 mod scenarios;
 mod secrecy;
 mod stored;

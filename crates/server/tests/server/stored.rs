@@ -33,10 +33,17 @@ async fn a_state_folder_of_version_1_opens_with_everything_in_it() {
     let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
     let jobs: Vec<Job> = server.client.get("/jobs").await.unwrap();
     assert_eq!((jobs[0].name.as_str(), jobs[0].guest.lease_ms), ("j", Some(7_000)));
+    // Nobody could choose these then: a chain had 14 points, nothing ran by itself and everything was kept.
+    assert_eq!((jobs[0].full_every, &jobs[0].schedule, &jobs[0].retention), (14, &None, &Default::default()));
     let vm: Vm = server.client.get("/vms/db").await.unwrap();
     assert_eq!((vm.credential.as_deref(), vm.host_key.as_deref()), (Some("c"), Some("SHA256:first")));
     let points: Vec<RestorePoint> = server.client.get("/restore-points").await.unwrap();
     assert_eq!((points.len(), points[0].level.as_str()), (1, "application"));
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(place.state.join("lull.db"));
+    let mut db = options.connect().await.unwrap();
+    let made_by: String = sqlx::query_scalar("SELECT job FROM restore_points").fetch_one(&mut db).await.unwrap();
+    assert_eq!(made_by, jobs[0].id.to_string());
+    db.close().await.unwrap();
     assert_eq!(server.ready.recovering_tasks, 1);
     server.finished(2).await;
     let sessions: Vec<SessionSummary> = server.client.get("/sessions").await.unwrap();

@@ -71,6 +71,8 @@ fn session(tasks: Vec<Task>) -> Session {
             id: 12,
             kind: "backup".into(),
             job: Some("nightly".into()),
+            scheduled_for: None,
+            retry: None,
             state: "finished".into(),
             result: Some("success".into()),
             started_at: "2026-03-01T11:59:46Z".into(),
@@ -78,6 +80,7 @@ fn session(tasks: Vec<Task>) -> Session {
             vms: tasks.iter().map(|task| task.vm.clone()).collect(),
         },
         tasks,
+        notes: vec![],
         last_event: 40,
     }
 }

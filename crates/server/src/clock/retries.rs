@@ -1,0 +1,117 @@
+//! Retries: what failed in a session that the clock began is tried again, as often and after such a pause as the job says. Decided once when
+//! the session is over, and written down then; so it survives the server.
+
+use super::running;
+use crate::instant::to_the_second;
+use crate::runner::begin;
+use crate::server::Server;
+use crate::store::StoreError;
+use crate::store::jobs::StoredJob;
+use crate::store::sessions::{BeginError, SessionRow, TaskRow};
+use crate::store::timing::{BegunBy, Retry};
+use jiff::Timestamp;
+use lull_api::session::EventKind;
+use lull_engine::failover::FailureClass;
+use lull_engine::ids::VmId;
+use lull_engine::session::{Ending, Outcome, SessionState, TaskState};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Decides what follows from sessions that are over.
+pub async fn settle(server: &Arc<Server>) -> Result<(), StoreError> {
+    for id in server.store.unsettled_sessions().await? {
+        let Some(session) = server.store.session(id).await? else { continue };
+        let Some(job) = session.job else { continue };
+        let stored = server.store.jobs().await?.into_iter().find(|stored| stored.job.id.0 == job);
+        let tasks = server.store.tasks(id).await?;
+        let superseded = server.store.clock_began_later(job, id).await?;
+        let retry = stored.filter(|_| !superseded).and_then(|job| decided(&job, &session, &tasks, server.clock.now()));
+        server.store.settle(id, retry.as_ref().map(|retry| (job, retry))).await?;
+        if let Some(retry) = retry {
+            tell(server, id, &tasks, &retry).await?;
+        }
+        if matches!(session.state, SessionState::Finished { outcome: Outcome::Success | Outcome::Warning, .. }) {
+            server.retention.after(job, id);
+        }
+    }
+    Ok(())
+}
+
+fn decided(job: &StoredJob, session: &SessionRow, tasks: &[TaskRow], now: Timestamp) -> Option<Retry> {
+    let (attempt, of) = match session.by {
+        BegunBy::Caller => return None,
+        BegunBy::Schedule { .. } => (0, session.id),
+        BegunBy::Retry { attempt, of, .. } => (attempt, of),
+    };
+    job.schedule.as_ref()?;
+    let failures: Vec<(VmId, FailureClass)> = tasks.iter().filter_map(failed).collect();
+    let (vms, due) = job.retries.after(attempt, now, &failures)?;
+    Some(Retry { due: to_the_second(due), attempt: attempt + 1, times: job.retries.times, of, vms })
+}
+
+fn failed(task: &TaskRow) -> Option<(VmId, FailureClass)> {
+    match &task.state {
+        TaskState::Finished { ending: Ending::Failed { failure }, .. } => Some((VmId(task.vm), failure.class)),
+        _ => None,
+    }
+}
+
+async fn tell(server: &Arc<Server>, session: i64, tasks: &[TaskRow], retry: &Retry) -> Result<(), StoreError> {
+    let names: Vec<&str> =
+        tasks.iter().filter(|task| retry.vms.contains(&VmId(task.vm))).map(|task| task.vm_name.as_str()).collect();
+    let text =
+        format!("tried again at {}: {} (retry {} of {})", retry.due, names.join(", "), retry.attempt, retry.times);
+    tracing::info!(session, "{text}");
+    server.book.tell(session, EventKind::Note { level: "info".into(), text }, Timestamp::now()).await
+}
+
+/// Begins the retries that are due; answers when the next one is.
+pub async fn begin_due(server: &Arc<Server>, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+    let retries = server.store.retries().await?;
+    if retries.is_empty() {
+        return Ok(None);
+    }
+    let jobs = server.store.jobs().await?;
+    let mut next = None;
+    for (id, retry) in retries {
+        if retry.due > now {
+            next = next.into_iter().chain([retry.due]).min();
+            continue;
+        }
+        let job = jobs.iter().find(|job| job.job.id.0 == id);
+        if let Err(error) = begin(server, id, job, &retry).await {
+            tracing::error!(job = %id, %error, "what failed cannot be tried again yet");
+        }
+    }
+    Ok(next)
+}
+
+async fn begin(server: &Arc<Server>, id: Uuid, job: Option<&StoredJob>, retry: &Retry) -> Result<(), StoreError> {
+    // The job may have changed since.
+    let wanted = job.filter(|job| job.schedule.is_some() && retry.attempt <= job.retries.times);
+    let vms =
+        |job: &StoredJob| -> Vec<VmId> { job.job.vms.iter().filter(|vm| retry.vms.contains(vm)).copied().collect() };
+    let Some((job, vms)) = wanted.map(|job| (job, vms(job))).filter(|(_, vms)| !vms.is_empty()) else {
+        return server.store.drop_retry(id).await;
+    };
+    // The job's own next run, or a person's, is not disturbed: whoever ends it wakes the clock.
+    if running(server, id).await.is_some() {
+        return Ok(());
+    }
+    let by = BegunBy::Retry { attempt: retry.attempt, times: retry.times, of: retry.of };
+    match begin::run_job(server, job, by, Some(&vms), None).await {
+        Ok(session) => {
+            tracing::info!(
+                job = job.job.name,
+                session,
+                attempt = retry.attempt,
+                of = retry.of,
+                "failed tasks are tried again"
+            );
+            Ok(())
+        }
+        Err(BeginError::Store(error)) => Err(error),
+        // Refusals are for callers; the clock has none.
+        Err(BeginError::Busy { .. }) => Ok(()),
+    }
+}

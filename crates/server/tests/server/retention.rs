@@ -1,0 +1,164 @@
+//! Restore points that have expired go, with their files; what is in use does not.
+
+use crate::chains::write_point;
+use crate::fake::Fake;
+use crate::harness::{Server, one_vm_at, problem};
+use lull_api::infrastructure::{RestorePoint, Verification};
+use lull_api::session::Session;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+async fn points(server: &Server) -> Vec<RestorePoint> {
+    server.client.get("/restore-points").await.unwrap()
+}
+
+/// Chains of two points.
+async fn in_pairs(server: &Server, retention: Value) {
+    server.change("j", json!({"full_every": 2, "retention": retention})).await;
+}
+
+/// Runs the job so many times; what the proxy made lies in the repository afterwards.
+async fn run(server: &Server, fake: &Fake, job: &str, times: usize) -> i64 {
+    let mut last = 0;
+    for _ in 0..times {
+        last = server.finished(server.run(job).await.summary.id).await.summary.id;
+        let order = fake.orders().pop().unwrap();
+        let Some(lull_proxy_wire::v1::task_order::Work::Backup(work)) = &order.work else { panic!() };
+        write_point(&order, work.parent.as_ref().map(|parent| parent.restore_point_id.as_str()));
+    }
+    last
+}
+
+async fn until_left(server: &Server, ids: &[Uuid]) {
+    let since = Instant::now();
+    loop {
+        let left: Vec<Uuid> = points(server).await.iter().map(|point| point.id).collect();
+        if left == ids {
+            return;
+        }
+        assert!(since.elapsed() < crate::harness::PATIENCE, "left are {left:?}, not {ids:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn ids(points: &[RestorePoint]) -> Vec<Uuid> {
+    points.iter().map(|point| point.id).collect()
+}
+
+fn said(session: &Session) -> String {
+    session.notes.join("\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whole_chains_go_with_their_files_and_the_session_says_so() {
+    let (place, fake, server) = one_vm_at("2026-03-02T01:59:00Z").await;
+    in_pairs(&server, json!({"last": 2})).await;
+    run(&server, &fake, "j", 3).await;
+    let before = points(&server).await;
+    assert_eq!(before.len(), 3, "the first chain has a point that is asked for");
+    let fourth = run(&server, &fake, "j", 1).await;
+    let gone = &before[1..];
+    let kept: Vec<Uuid> = points(&server).await.iter().map(|p| p.id).filter(|id| !ids(gone).contains(id)).collect();
+    until_left(&server, &kept).await;
+    assert!(gone.iter().all(|point| !Path::new(&point.directory).exists()));
+    assert!(Path::new(&before[0].directory).join("disk0.qcow2").exists() && place.repository.join("db").exists());
+    // The newest first: whatever is interrupted leaves a chain without a hole.
+    let told = format!("retention: removed 2 expired restore points of db: {}, {}", gone[0].id, gone[1].id);
+    server.until(fourth, "the removal is told", |session| said(session).contains(&told)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_job_keeps_what_it_asks_for_and_what_nobody_looks_after_stays() {
+    let (_place, fake, server) = one_vm_at("2026-03-02T01:59:00Z").await;
+    let other = json!({"name": "k", "vms": ["db"], "repository": "r", "full_every": 2});
+    let _: Value = server.client.post("/jobs", &other).await.unwrap();
+    in_pairs(&server, json!({"last": 1})).await;
+    // Three chains: j j, k j, j j. The first goes once the second has what j asks for.
+    for job in ["j", "j", "k"] {
+        run(&server, &fake, job, 1).await;
+    }
+    let fourth = run(&server, &fake, "j", 1).await;
+    server.until(fourth, "the removal is told", |session| said(session).contains("removed 2 expired")).await;
+    run(&server, &fake, "j", 2).await;
+    let all = points(&server).await;
+    assert_eq!(all.len(), 4);
+    assert_eq!(all[3].job.as_deref(), Some("k"), "the chain that another job's point is in");
+    // Its maker is gone, and a new job of that name is another one.
+    server.client.delete("/jobs/k").await.unwrap();
+    let again = json!({"name": "k", "vms": ["db"], "repository": "r", "retention": {"last": 1}});
+    let _: Value = server.client.post("/jobs", &again).await.unwrap();
+    run(&server, &fake, "k", 1).await;
+    let last = run(&server, &fake, "j", 3).await;
+    server.until(last, "the removal is told", |session| said(session).contains("removed")).await;
+    assert!(points(&server).await.iter().any(|point| point.id == all[3].id));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_being_verified_stays_until_that_is_over() {
+    let (_place, fake, server) = one_vm_at("2026-03-02T01:59:00Z").await;
+    in_pairs(&server, json!({"last": 2})).await;
+    run(&server, &fake, "j", 2).await;
+    let [newer, older] = &points(&server).await[..] else { panic!() };
+    // Who checks this image waits until somebody writes into it.
+    let image = Path::new(&newer.directory).join("disk0.qcow2");
+    std::fs::remove_file(&image).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &image, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    let (client, path) = (server.client.clone(), format!("/restore-points/{}/verify", newer.id));
+    let verifying = tokio::spawn(async move { client.post::<Verification>(&path, &()).await });
+    let since = Instant::now();
+    // Also what it builds on is held. Others build on that one, so it could not be deleted anyway.
+    while !problem(server.client.delete(&format!("/restore-points/{}", older.id)).await).what.contains("it is in use") {
+        assert!(since.elapsed() < crate::harness::PATIENCE);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let fourth = run(&server, &fake, "j", 2).await;
+    let told = format!("restore point {} of db has expired and stays for now: it is being verified", newer.id);
+    server.until(fourth, "it is told that it stays", |session| said(session).contains(&told)).await;
+    let all = points(&server).await;
+    assert_eq!(all.len(), 4);
+    assert!(Path::new(&older.directory).join("disk0.qcow2").exists());
+    verifying.abort();
+    until_left(&server, &ids(&all[..2])).await;
+    server.until(fourth, "the removal is told", |session| said(session).contains("removed 2 expired")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_vm_is_backed_up_there_nothing_goes() {
+    let (_place, fake, server) = one_vm_at("2026-03-02T01:59:00Z").await;
+    in_pairs(&server, json!({})).await;
+    run(&server, &fake, "j", 4).await;
+    fake.set(|script| script.pause_ms = 100);
+    let fifth = server.run("j").await.summary.id;
+    server.until(fifth, "it is at work", |session| !session.tasks[0].steps.is_empty()).await;
+    in_pairs(&server, json!({"last": 1})).await;
+    server.set_clock("2026-03-02T03:30:00Z");
+    let stays = format!("stays for now: session {fifth} is backing db up to the same repository");
+    server.until(fifth, "it is told that it stays", |session| said(session).contains(&stays)).await;
+    assert_eq!(points(&server).await.len(), 4);
+    server.finished(fifth).await;
+    let newest = points(&server).await[0].id;
+    until_left(&server, &[newest]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_that_is_not_mounted_loses_nothing_and_people_see_why() {
+    let (place, fake, server) = one_vm_at("2026-03-02T01:59:00Z").await;
+    in_pairs(&server, json!({"last": 2})).await;
+    run(&server, &fake, "j", 3).await;
+    let hidden = place.dir.path().join("hidden");
+    std::fs::rename(&place.repository, &hidden).unwrap();
+    // A mount point without its file system is an empty folder.
+    std::fs::create_dir(&place.repository).unwrap();
+    let fourth = server.finished(server.run("j").await.summary.id).await.summary.id;
+    server.until(fourth, "it is told that they stay", |session| said(session).contains("mount the repository")).await;
+    assert_eq!(points(&server).await.len(), 4);
+    let refused = problem(server.client.delete(&format!("/restore-points/{}", points(&server).await[0].id)).await);
+    assert_eq!((refused.status, refused.code.as_str()), (409, "not-deleted"));
+    std::fs::remove_dir(&place.repository).unwrap();
+    std::fs::rename(&hidden, &place.repository).unwrap();
+    run(&server, &fake, "j", 1).await;
+    let all = points(&server).await;
+    until_left(&server, &ids(&all[..3.min(all.len())])).await;
+}
