@@ -111,6 +111,11 @@ impl Client {
         self.send(Method::DELETE, path, None::<&()>).await.map(drop)
     }
 
+    /// The same, where what remains is answered.
+    pub async fn delete_and_read<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.answer(self.send(Method::DELETE, path, None::<&()>).await?).await
+    }
+
     /// The events of a session after number `after`, to its last one; a connection that breaks is opened again where
     /// it was, so that none is lost and none comes twice.
     pub fn events(&self, session: i64, after: u64) -> impl Stream<Item = Result<SessionEvent, ClientError>> + Send {

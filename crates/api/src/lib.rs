@@ -1,5 +1,5 @@
-//! The public REST interface under `/api/v1`: its types ([`infrastructure`], [`job`], [`session`], [`problem`]) and a
-//! typed [`client`].
+//! The public REST interface under `/api/v1`: its types ([`infrastructure`], [`job`], [`vm_settings`], [`session`],
+//! [`problem`]) and a typed [`client`].
 //!
 //! Wherever a path takes an object, its name serves as well as its id. Times are RFC 3339 strings in UTC. Knows nothing
 //! of how the server answers; the OpenAPI document is put together by the server from these types.
@@ -9,6 +9,7 @@ pub mod infrastructure;
 pub mod job;
 pub mod problem;
 pub mod session;
+pub mod vm_settings;
 
 pub use client::Client;
 pub use problem::Problem;

@@ -13,6 +13,7 @@ pub mod server;
 pub mod session;
 pub mod settings;
 pub mod vm;
+pub mod vm_settings;
 
 use crate::cli::{Cli, Command, Global};
 use crate::connection;

@@ -6,6 +6,7 @@ mod fake;
 mod harness;
 mod interface;
 mod kills;
+mod overrides;
 mod quiesce;
 mod scenarios;
 mod secrecy;
