@@ -111,6 +111,11 @@ impl Client {
         self.send(Method::DELETE, path, None::<&()>).await.map(drop)
     }
 
+    /// The same, where what remains is answered.
+    pub async fn delete_and_read<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.answer(self.send(Method::DELETE, path, None::<&()>).await?).await
+    }
+
     /// `GET /api/v1{path}`, answered by JSON lines, each as it comes.
     pub async fn lines<T: DeserializeOwned>(
         &self,

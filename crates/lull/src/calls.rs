@@ -11,6 +11,7 @@ use lull_api::infrastructure::{
 };
 use lull_api::job::{Job, JobChange, NewJob, SavedJob};
 use lull_api::session::{HoldEnd, QuiesceRequest, Session, SessionSummary};
+use lull_api::vm_settings::{SavedVmSettings, VmSettings, VmSettingsChange};
 
 type Answer<T> = Result<T, ClientError>;
 
@@ -156,6 +157,23 @@ pub async fn change_job(client: &Client, name: &str, change: &JobChange) -> Answ
 
 pub async fn remove_job(client: &Client, name: &str) -> Answer<()> {
     client.delete(&format!("/jobs/{}", segment(name))).await
+}
+
+pub async fn vm_settings(client: &Client, job: &str, vm: &str) -> Answer<VmSettings> {
+    client.get(&format!("/jobs/{}/vms/{}/settings", segment(job), segment(vm))).await
+}
+
+pub async fn change_vm_settings(
+    client: &Client,
+    job: &str,
+    vm: &str,
+    change: &VmSettingsChange,
+) -> Answer<SavedVmSettings> {
+    client.patch(&format!("/jobs/{}/vms/{}/settings", segment(job), segment(vm)), change).await
+}
+
+pub async fn clear_vm_settings(client: &Client, job: &str, vm: &str) -> Answer<SavedVmSettings> {
+    client.delete_and_read(&format!("/jobs/{}/vms/{}/settings", segment(job), segment(vm))).await
 }
 
 pub async fn run_job(client: &Client, name: &str) -> Answer<Session> {

@@ -15,6 +15,7 @@ pub mod session;
 pub mod settings;
 pub mod timing;
 pub mod vm;
+pub mod vm_settings;
 
 use crate::cli::{Cli, Command, Global};
 use crate::connection;

@@ -11,6 +11,7 @@ pub mod session_list;
 pub mod table;
 pub mod text;
 pub mod units;
+pub mod vm_settings;
 
 /// How text should look.
 #[derive(Debug, Clone)]

@@ -41,6 +41,10 @@
 //! | `DELETE /jobs/{job}` | | 204 |
 //! | `POST /jobs/{job}/validate` | | `JobValidation` of the job as it is saved |
 //! | `POST /jobs/{job}/run` | | 202 `Session` |
+//! | `GET /jobs/{job}/vms` | | `[JobVm]`: the VMs in scope, each with what it has otherwise than the job |
+//! | `GET /jobs/{job}/vms/{vm}/settings` | | `VmSettings`: the settings in force, and where each comes from |
+//! | `PATCH /jobs/{job}/vms/{vm}/settings` | `VmSettingsChange` | `SavedVmSettings` |
+//! | `DELETE /jobs/{job}/vms/{vm}/settings` | | `SavedVmSettings`: the job's settings again |
 //! | `GET /sessions?job=JOB&limit=N` | | `[SessionSummary]`, newest first; 50 unless told, at most 1000 |
 //! | `GET /sessions/{session}` | | `Session` |
 //! | `POST /sessions/{session}/cancel` | | `Session` |
@@ -88,6 +92,7 @@ mod sessions;
 mod status;
 mod timing;
 mod view;
+mod vm_settings;
 mod vms;
 
 pub use view::session_view;
@@ -159,6 +164,8 @@ fn endpoints() -> OpenApiRouter<Arc<Server>> {
         .routes(routes!(jobs::get, jobs::change, jobs::remove))
         .routes(routes!(jobs::validate))
         .routes(routes!(jobs::run))
+        .routes(routes!(vm_settings::list))
+        .routes(routes!(vm_settings::get, vm_settings::change, vm_settings::clear))
         .routes(routes!(sessions::list))
         .routes(routes!(sessions::get))
         .routes(routes!(sessions::cancel))

@@ -8,6 +8,7 @@ mod fake;
 mod harness;
 mod interface;
 mod kills;
+mod overrides;
 mod quiesce;
 mod retention;
 mod scenarios;

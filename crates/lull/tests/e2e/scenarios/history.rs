@@ -101,7 +101,11 @@ fn reboots(world: &mut World, step: &str, flags: &[&str]) {
     let began = Instant::now();
     world.qmp().ask("system_reset", serde_json::json!({}));
     let session = world.finished(id);
-    println!("   reset in step {step}: {} after {:.1} s", session.summary.result.as_deref().unwrap_or_default(), began.elapsed().as_secs_f64());
+    println!(
+        "   reset in step {step}: {} after {:.1} s",
+        session.summary.result.as_deref().unwrap_or_default(),
+        began.elapsed().as_secs_f64()
+    );
     drop(events);
     world.guest.wait_for_postgres();
     world.guest.ssh("mount /dev/vdb /mnt/scratch; touch /root/seen");
