@@ -28,5 +28,6 @@ suite deploy  root,guests 'deployment without residue on a real guest, whatever 
 suite task root,guests     'whole tasks on a real guest, through the proxy'                 rust_target lull-proxy real_guest_task
 suite index root,guests    'the files of a real guest, listed beside its backup'            rust_target lull-proxy real_guest_index
 suite e2e root,guests      'the lull program on a real guest with bad luck of every kind: thawed, swept, the truth told' rust_table lull e2e the_whole_product
+suite history root,guests  'day after day on a real guest: the catalog, and reboots, kills and missing disks between and within runs' rust_table lull e2e history
 suite other-guests root,guests 'a whole job, its receipt and a clone that boots: guests with systemd, with LVM, XFS and ESP' rust_table lull e2e a_whole_job
 suite demo guests          'the one command of the README, from nothing to proof'           ./demo --check

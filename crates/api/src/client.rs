@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crate::session::{EventKind, SessionEvent};
 
-/// Longest line of an event stream, in bytes.
-const EVENT_LINE_BYTES_MAX: usize = 4 << 20;
+/// Longest line of a stream, in bytes.
+const LINE_BYTES_MAX: usize = 4 << 20;
 /// A server that says nothing for this long is taken for gone: an event stream shows every 5 s that it lives, and every answer but
 /// those of [`Client::post_and_wait`] takes less.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -109,6 +109,42 @@ impl Client {
     /// `DELETE /api/v1{path}`.
     pub async fn delete(&self, path: &str) -> Result<(), ClientError> {
         self.send(Method::DELETE, path, None::<&()>).await.map(drop)
+    }
+
+    /// The same, where what remains is answered.
+    pub async fn delete_and_read<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.answer(self.send(Method::DELETE, path, None::<&()>).await?).await
+    }
+
+    /// `GET /api/v1{path}`, answered by JSON lines, each as it comes.
+    pub async fn lines<T: DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<impl Stream<Item = Result<T, ClientError>> + Send + use<T>, ClientError> {
+        let response = self.send_by(&self.patient, Method::GET, path, None::<&()>).await?;
+        let reader = LineReader { chunks: Box::pin(response.bytes_stream()), buffer: Vec::new() };
+        Ok(futures::stream::unfold((self.clone(), Some(reader)), |(client, reader)| async move {
+            let mut reader = reader?;
+            match reader.line(&client).await {
+                Ok(line) => {
+                    let item = serde_json::from_slice(&line).map_err(|e| client.malformed(e.to_string()));
+                    Some((item, (client, Some(reader))))
+                }
+                // Whoever reads knows which line is the last one.
+                Err(ClientError::Ended { .. }) => None,
+                Err(error) => Some((Err(error), (client, None))),
+            }
+        }))
+    }
+
+    /// `GET /api/v1{path}`, answered by bytes.
+    pub async fn bytes(
+        &self,
+        path: &str,
+    ) -> Result<impl Stream<Item = Result<bytes::Bytes, ClientError>> + Send + use<>, ClientError> {
+        let response = self.send_by(&self.patient, Method::GET, path, None::<&()>).await?;
+        let client = self.clone();
+        Ok(response.bytes_stream().map(move |chunk| chunk.map_err(|source| client.unreachable(source))))
     }
 
     /// The events of a session after number `after`, to its last one; a connection that breaks is opened again where
@@ -239,14 +275,19 @@ struct LineReader {
 impl LineReader {
     /// The next `data:` line as an event; `Ok(None)` for other lines.
     async fn event(&mut self, client: &Client) -> Result<Option<SessionEvent>, ClientError> {
+        let line = self.line(client).await?;
+        let Some(data) = line.strip_prefix(b"data:") else { return Ok(None) };
+        serde_json::from_slice(data).map(Some).map_err(|e| client.malformed(e.to_string()))
+    }
+
+    /// The next line, with its end.
+    async fn line(&mut self, client: &Client) -> Result<Vec<u8>, ClientError> {
         loop {
             if let Some(end) = self.buffer.iter().position(|&b| b == b'\n') {
-                let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                let Some(data) = line.strip_prefix(b"data:") else { return Ok(None) };
-                return serde_json::from_slice(data).map(Some).map_err(|e| client.malformed(e.to_string()));
+                return Ok(self.buffer.drain(..=end).collect());
             }
-            if self.buffer.len() > EVENT_LINE_BYTES_MAX {
-                return Err(client.malformed(format!("an event longer than {EVENT_LINE_BYTES_MAX} bytes")));
+            if self.buffer.len() > LINE_BYTES_MAX {
+                return Err(client.malformed(format!("a line longer than {LINE_BYTES_MAX} bytes")));
             }
             match self.chunks.next().await {
                 Some(Ok(chunk)) => self.buffer.extend_from_slice(&chunk),

@@ -1,6 +1,7 @@
 //! Jobs and their settings, as the REST interface shows them.
 
 use crate::timing::{RetentionSettings, RetrySettings, ScheduleSettings, SkippedRun, present};
+use crate::vm_settings::JobVm;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -99,6 +100,13 @@ pub struct GuestSettings {
     /// Mount points that are not frozen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exclude_mount_points: Option<Vec<String>>,
+    /// Which of the guest's files go into the catalog: `everything-except-noise` (default), `everything`, `only` or
+    /// `disabled`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub indexing: Option<String>,
+    /// With `only`: absolute paths of the folders.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index_paths: Option<Vec<String>>,
     /// `automatic` (default) or `prefer`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guest_interaction_proxy: Option<String>,
@@ -138,6 +146,9 @@ pub struct Job {
     pub retention: RetentionSettings,
     /// A new full backup every so many restore points.
     pub full_every: u32,
+    /// VMs that have settings otherwise than the job.
+    #[serde(default)]
+    pub overrides: Vec<JobVm>,
     /// Its last session's number.
     pub last_session: Option<i64>,
     /// That session's result, or `running`.

@@ -208,7 +208,11 @@ impl Catalog {
         self.vm_folder(vm).join(TABLE_FILE)
     }
 
-    fn folders(&self) -> Result<Vec<Uuid>, CatalogError> {
+    /// The VMs that have a table, or one that was set aside.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn folders(&self) -> Result<Vec<Uuid>, CatalogError> {
         let mut vms: Vec<Uuid> = names_in(&self.folder)?.iter().filter_map(|name| name.parse().ok()).collect();
         vms.sort();
         Ok(vms)

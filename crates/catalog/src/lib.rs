@@ -37,4 +37,5 @@ pub use pattern::{How, Pattern, What};
 pub use point::{Point, Presence, Walk};
 pub use query::{Hit, Order, PageToken, Query};
 pub use search::SearchReport;
+pub use table::header::{hexadecimal_digits, of_hexadecimal_digits};
 pub use version::{Interval, Kind, Version};

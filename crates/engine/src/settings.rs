@@ -9,8 +9,10 @@ use crate::infrastructure::Platform;
 use serde::{Deserialize, Serialize};
 
 pub use crate::settings::bounds::SettingError;
+pub use crate::settings::overridden::Setting;
 
 mod bounds;
+mod overridden;
 
 /// Application-aware processing: whether applications are quiesced, and what their failure means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]

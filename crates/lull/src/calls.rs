@@ -3,6 +3,7 @@
 //! Knows paths and types; knows nothing of what is done with the answers.
 
 use lull_api::Client;
+use lull_api::catalog::CatalogTable;
 use lull_api::client::ClientError;
 use lull_api::infrastructure::{
     AcceptHostKey, Credential, CredentialChange, Finding, Host, NewCredential, NewHost, NewRepository, Proxy,
@@ -10,6 +11,7 @@ use lull_api::infrastructure::{
 };
 use lull_api::job::{Job, JobChange, NewJob, SavedJob};
 use lull_api::session::{HoldEnd, QuiesceRequest, Session, SessionSummary};
+use lull_api::vm_settings::{SavedVmSettings, VmSettings, VmSettingsChange};
 
 type Answer<T> = Result<T, ClientError>;
 
@@ -157,6 +159,23 @@ pub async fn remove_job(client: &Client, name: &str) -> Answer<()> {
     client.delete(&format!("/jobs/{}", segment(name))).await
 }
 
+pub async fn vm_settings(client: &Client, job: &str, vm: &str) -> Answer<VmSettings> {
+    client.get(&format!("/jobs/{}/vms/{}/settings", segment(job), segment(vm))).await
+}
+
+pub async fn change_vm_settings(
+    client: &Client,
+    job: &str,
+    vm: &str,
+    change: &VmSettingsChange,
+) -> Answer<SavedVmSettings> {
+    client.patch(&format!("/jobs/{}/vms/{}/settings", segment(job), segment(vm)), change).await
+}
+
+pub async fn clear_vm_settings(client: &Client, job: &str, vm: &str) -> Answer<SavedVmSettings> {
+    client.delete_and_read(&format!("/jobs/{}/vms/{}/settings", segment(job), segment(vm))).await
+}
+
 pub async fn run_job(client: &Client, name: &str) -> Answer<Session> {
     client.post(&format!("/jobs/{}/run", segment(name)), &()).await
 }
@@ -197,6 +216,11 @@ pub async fn verify_restore_point(client: &Client, id: &str) -> Answer<Verificat
 
 pub async fn remove_restore_point(client: &Client, id: &str) -> Answer<()> {
     client.delete(&format!("/restore-points/{}", segment(id))).await
+}
+
+pub async fn catalog(client: &Client, vm: Option<&str>) -> Answer<Vec<CatalogTable>> {
+    let query = vm.map(|vm| format!("?vm={}", segment(vm))).unwrap_or_default();
+    client.get(&format!("/catalog{query}")).await
 }
 
 #[cfg(test)]

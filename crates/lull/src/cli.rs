@@ -3,7 +3,7 @@
 //! Knows nothing of how a command does its work.
 
 use crate::commands::{
-    completions, credential, host, job, proxy, quiesce, repository, restore_point, server, session, vm,
+    catalog, completions, credential, host, job, proxy, quiesce, repository, restore_point, server, session, vm,
 };
 use crate::connection::DEFAULT_SERVER;
 use clap::{Args, Parser, Subcommand};
@@ -83,6 +83,9 @@ pub enum Command {
     /// Restore points: list, verify, remove.
     #[command(subcommand)]
     RestorePoint(restore_point::RestorePointCommand),
+    /// The guests' files over all restore points: search, browse, export.
+    #[command(subcommand)]
+    Catalog(catalog::CatalogCommand),
     /// Guest interaction proxies, and why one is chosen.
     #[command(subcommand)]
     Proxy(proxy::ProxyCommand),

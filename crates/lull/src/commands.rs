@@ -1,5 +1,6 @@
 //! The commands: one file per object. Here: from the command line to an exit code.
 
+pub mod catalog;
 pub mod completions;
 pub mod credential;
 pub mod doctor;
@@ -14,6 +15,7 @@ pub mod session;
 pub mod settings;
 pub mod timing;
 pub mod vm;
+pub mod vm_settings;
 
 use crate::cli::{Cli, Command, Global};
 use crate::connection;
@@ -63,6 +65,7 @@ fn run(cli: Cli, screen: &Screen) -> Result<u8> {
         Command::Job(command) => client_command(global, |client| job::run(client, screen, command)),
         Command::Session(command) => client_command(global, |client| session::run(client, screen, command)),
         Command::RestorePoint(command) => client_command(global, |client| restore_point::run(client, screen, command)),
+        Command::Catalog(command) => client_command(global, |client| catalog::run(client, screen, command)),
         Command::Proxy(command) => client_command(global, |client| proxy::run(client, screen, command)),
         Command::Quiesce(args) => wait(quiesce::run(global, screen, args)),
     }

@@ -1,6 +1,7 @@
 //! Text for people, made of what the server answered. Everything here is pure: the width, the colours, the time and the
 //! time zone are arguments, so that every look has a test.
 
+pub mod catalog;
 pub mod event;
 pub mod infrastructure;
 pub mod job;
@@ -10,6 +11,7 @@ pub mod session_list;
 pub mod table;
 pub mod text;
 pub mod units;
+pub mod vm_settings;
 
 /// How text should look.
 #[derive(Debug, Clone)]

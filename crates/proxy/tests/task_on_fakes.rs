@@ -27,7 +27,6 @@ const COMPONENT: &[u8] = b"not really a program";
 const COMMANDS: [&str; 10] =
     ["inventory", "pre-script", "quiesce", "arm", "freeze", "thaw", "release", "post-script", "bye", "renew"];
 
-#[derive(Default)]
 struct Scene {
     behaviour: Behaviour,
     first: Knobs,
@@ -44,6 +43,21 @@ struct Played {
     guest: State,
     snapshotter: FakeSnapshotter,
     logins: u32,
+}
+
+/// Without a listing, unless the scene is about one.
+impl Default for Scene {
+    fn default() -> Self {
+        Scene {
+            behaviour: Behaviour::default(),
+            first: Knobs::default(),
+            later: Knobs::default(),
+            snapshotter: FakeSnapshotter::default(),
+            settings: GuestProcessing { indexing: Some(Indexing::Disabled), ..GuestProcessing::default() },
+            cancel_at: None,
+            stop_index: Cancel::default(),
+        }
+    }
 }
 
 impl Scene {
@@ -488,14 +502,17 @@ async fn a_backup_that_fails_or_is_cancelled_ends_the_listing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_listed_unless_the_order_says_so() {
-    for indexing in [None, Some(Indexing::Disabled)] {
-        let mut scene = Scene::default().that_lists(3);
-        scene.settings.indexing = indexing;
-        let played = scene.play().await;
-        assert!(!played.guest.commands.contains(&"index"));
-        assert!(!played.words().contains("Index"), "{}", played.words());
-    }
+async fn files_are_listed_unless_the_settings_say_otherwise() {
+    let mut scene = Scene::default().that_lists(3);
+    scene.settings.indexing = None;
+    let played = scene.play().await;
+    assert_eq!(played.listed().0, 3, "{}", played.words());
+
+    let mut scene = Scene::default().that_lists(3);
+    scene.settings.indexing = Some(Indexing::Disabled);
+    let played = scene.play().await;
+    assert!(!played.guest.commands.contains(&"index"));
+    assert!(!played.words().contains("Index"), "{}", played.words());
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,12 +4,9 @@
 //! recorded, and removed once there will be none. Knows nothing of guests; what a table is, `lull-catalog` knows.
 
 use crate::error::ServerError;
-use crate::instant::rfc3339;
 use crate::server::Server;
 use crate::store::StoreError;
 use crate::store::restore_points::RestorePointRow;
-use jiff::Timestamp;
-use lull_api::session::EventKind;
 use lull_catalog::{Catalog, CatalogError, IngestOutcome, NewPoint};
 use spool::{Spool, Spooled};
 use std::collections::BTreeMap;
@@ -179,7 +176,15 @@ async fn ingest(server: &Arc<Server>, point: &RestorePointRow) -> bool {
         let number = tables.number_next(vm)?;
         tables.ingest(vm, &NewPoint { id, number, taken_at_us }, &mut frames, &summary)
     });
-    let outcome = outcome.await.and_then(|outcome| {
+    let outcome = outcome.await;
+    // Who removed the restore point meanwhile may have had it forgotten before it was in the table.
+    let outcome = match outcome {
+        Ok(outcome) if is_gone(server, point).await => {
+            server.catalog.ask(move |tables| tables.forget(vm, &[id])).await.map(|_| outcome)
+        }
+        outcome => outcome,
+    };
+    let outcome = outcome.and_then(|outcome| {
         std::fs::remove_file(&path).map_err(|source| CatalogError::Io { action: "remove", path, source })?;
         Ok(outcome)
     });
@@ -190,13 +195,8 @@ async fn ingest(server: &Arc<Server>, point: &RestorePointRow) -> bool {
                 let files = report.point.walk.entries;
                 tracing::info!(vm = point.vm_name, restore_point = %id, files, "the files of a restore point are in the catalog");
                 if let Some(aside) = report.set_aside {
-                    let text = format!(
-                        "the catalog of {} was damaged and begins anew with this restore point; the damaged table is {}: {}",
-                        point.vm_name,
-                        aside.path.display(),
-                        aside.reason
-                    );
-                    warn(server, point, text).await;
+                    let table = aside.path.display();
+                    tracing::error!(vm = point.vm_name, %table, reason = aside.reason, "a damaged table was set aside; it begins anew");
                 }
             }
             true
@@ -204,28 +204,21 @@ async fn ingest(server: &Arc<Server>, point: &RestorePointRow) -> bool {
         Err(error) => {
             let why = sentence(&error);
             if server.catalog.set_trouble(id, Some(why.clone())) {
-                let text =
-                    format!("the files of the restore point of {} are not in the catalog yet: {why}", point.vm_name);
-                warn(server, point, text).await;
+                tracing::error!(vm = point.vm_name, restore_point = %id, why, "the files of a restore point cannot be taken in yet");
             }
             false
         }
     }
 }
 
+/// Whether the restore point was removed, or is being removed now. In this order: a removal ends only when the row is gone.
+async fn is_gone(server: &Server, point: &RestorePointRow) -> bool {
+    server.uses.is_being_removed(point.id)
+        || server.store.restore_points(Some(point.vm)).await.is_ok_and(|rows| rows.iter().all(|row| row.id != point.id))
+}
+
 /// An error with its causes, in one line.
 pub fn sentence(error: &CatalogError) -> String {
     let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
-async fn warn(server: &Arc<Server>, point: &RestorePointRow, text: String) {
-    tracing::warn!(restore_point = %point.id, at = rfc3339(Timestamp::now()), "{text}");
-    let told = EventKind::Note { level: "warning".into(), text };
-    // A restore point that a scan found has no session.
-    if let Err(error) = server.book.tell(point.session, told, Timestamp::now()).await
-        && !matches!(error, StoreError::Missing { .. })
-    {
-        tracing::error!(%error, "that cannot be recorded");
-    }
 }

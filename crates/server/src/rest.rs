@@ -41,6 +41,10 @@
 //! | `DELETE /jobs/{job}` | | 204 |
 //! | `POST /jobs/{job}/validate` | | `JobValidation` of the job as it is saved |
 //! | `POST /jobs/{job}/run` | | 202 `Session` |
+//! | `GET /jobs/{job}/vms` | | `[JobVm]`: the VMs in scope, each with what it has otherwise than the job |
+//! | `GET /jobs/{job}/vms/{vm}/settings` | | `VmSettings`: the settings in force, and where each comes from |
+//! | `PATCH /jobs/{job}/vms/{vm}/settings` | `VmSettingsChange` | `SavedVmSettings` |
+//! | `DELETE /jobs/{job}/vms/{vm}/settings` | | `SavedVmSettings`: the job's settings again |
 //! | `GET /sessions?job=JOB&limit=N` | | `[SessionSummary]`, newest first; 50 unless told, at most 1000 |
 //! | `GET /sessions/{session}` | | `Session` |
 //! | `POST /sessions/{session}/cancel` | | `Session` |
@@ -51,6 +55,10 @@
 //! | `GET /restore-points/{restore_point}` | | `RestorePoint` (by id only) |
 //! | `POST /restore-points/{restore_point}/verify` | | `Verification` |
 //! | `DELETE /restore-points/{restore_point}` | | 204; its files too; refused while others build on it |
+//! | `GET /catalog?vm=VM` | | `[CatalogTable]`: the indexed restore points of each VM |
+//! | `GET /catalog/search?pattern=…` | | JSON lines of `CatalogLine`: files over all restore points |
+//! | `GET /catalog/browse?vm=VM&path=PATH` | | JSON lines of `CatalogLine`: what lies in a folder |
+//! | `GET /catalog/export?vm=VM` | | the history of a VM as CSV or JSON lines |
 //! | `GET /proxies` | | `[Proxy]` |
 
 use crate::server::Server;
@@ -68,6 +76,7 @@ use utoipa_axum::routes;
 mod answer;
 mod auth;
 mod body;
+mod catalog;
 mod credentials;
 mod doctor;
 mod events;
@@ -83,6 +92,7 @@ mod sessions;
 mod status;
 mod timing;
 mod view;
+mod vm_settings;
 mod vms;
 
 pub use view::session_view;
@@ -154,6 +164,8 @@ fn endpoints() -> OpenApiRouter<Arc<Server>> {
         .routes(routes!(jobs::get, jobs::change, jobs::remove))
         .routes(routes!(jobs::validate))
         .routes(routes!(jobs::run))
+        .routes(routes!(vm_settings::list))
+        .routes(routes!(vm_settings::get, vm_settings::change, vm_settings::clear))
         .routes(routes!(sessions::list))
         .routes(routes!(sessions::get))
         .routes(routes!(sessions::cancel))
@@ -163,6 +175,10 @@ fn endpoints() -> OpenApiRouter<Arc<Server>> {
         .routes(routes!(restore_points::list))
         .routes(routes!(restore_points::get, restore_points::remove))
         .routes(routes!(restore_points::verify))
+        .routes(routes!(catalog::tables))
+        .routes(routes!(catalog::search))
+        .routes(routes!(catalog::browse))
+        .routes(routes!(catalog::export))
         .routes(routes!(proxies::list));
     OpenApiRouter::with_openapi(Document::openapi()).nest(BASE, api)
 }

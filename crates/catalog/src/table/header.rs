@@ -60,14 +60,14 @@ impl Header {
 }
 
 /// Bytes as lower-case hexadecimal digits.
-pub(crate) fn hexadecimal_digits(bytes: &[u8]) -> String {
+pub fn hexadecimal_digits(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]).collect()
 }
 
 /// What [`hexadecimal_digits`] was made of.
-pub(crate) fn of_hexadecimal_digits(text: &str) -> Option<Vec<u8>> {
+pub fn of_hexadecimal_digits(text: &str) -> Option<Vec<u8>> {
     if !text.len().is_multiple_of(2) || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }

@@ -12,6 +12,8 @@ const CHECKPOINT_TIMEOUT_MS: RangeInclusive<u64> = 1_000..=600_000;
 // An order to the component holds all of them.
 const INDEXED_PATHS: RangeInclusive<u64> = 1..=256;
 const SCRIPT_BYTES_MAX: usize = 64 * 1024;
+// `PATH_MAX` on Linux.
+const PATH_BYTES_MAX: usize = 4_096;
 
 /// A setting that cannot be honoured: which, with what value, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, thiserror::Error)]
@@ -92,6 +94,9 @@ fn indexed_paths(paths: &[String], errors: &mut Vec<SettingError>) {
                 value: shortened(path),
                 rule: "a folder to index is an absolute path such as /srv or D:\\Data".into(),
             });
+        } else {
+            let field = format!("indexing.paths[{index}] (bytes)");
+            within(&field, path.len() as u64, 1..=PATH_BYTES_MAX as u64, errors);
         }
     }
 }

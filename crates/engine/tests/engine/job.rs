@@ -5,8 +5,8 @@ use lull_engine::ids::{CredentialId, RepositoryId, SessionId};
 use lull_engine::infrastructure::{Credential, CredentialKind, Platform, Vm};
 use lull_engine::job::{BackupAction, Job, credential_for, plan};
 use lull_engine::settings::{
-    ApplicationAware, Checkpoint, Fallback, GuestProcessing, Indexing, Overrides, ProxyPolicy, ScriptMode,
-    SettingError, TransactionLogs, resolve,
+    ApplicationAware, Checkpoint, Fallback, GuestProcessing, GuestScripts, Indexing, Overrides, ProxyPolicy,
+    ScriptMode, Setting, SettingError, TransactionLogs, resolve,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -92,16 +92,42 @@ fn settings_out_of_bounds_name_field_value_and_bound() {
 #[test]
 fn what_this_release_cannot_do_is_refused_and_not_ignored() {
     check(
-        |s| {
-            s.indexing = Some(Indexing::Everything);
-            s.transaction_logs = TransactionLogs::Truncate;
-        },
+        |s| s.transaction_logs = TransactionLogs::Truncate,
+        &["transaction_logs is \"truncate\", which this release cannot do yet: leave it at \"leave-alone\""],
+    );
+}
+
+#[test]
+fn files_are_indexed_unless_the_settings_say_otherwise() {
+    let mut settings = GuestProcessing::default();
+    assert_eq!(settings.indexing_in_effect(), Indexing::EverythingExceptNoise);
+    for indexing in [Indexing::EverythingExceptNoise, Indexing::Everything, Indexing::Disabled] {
+        settings.indexing = Some(indexing.clone());
+        assert_eq!((settings.indexing_in_effect(), settings.validate()), (indexing, vec![]));
+    }
+}
+
+#[test]
+fn folders_to_index_are_absolute_and_not_too_many() {
+    let only = |paths: &[&str]| Some(Indexing::Only { paths: paths.iter().map(ToString::to_string).collect() });
+    check(|s| s.indexing = only(&["/srv", "D:\\Data"]), &[]);
+    check(|s| s.indexing = only(&["/srv"; 256]), &[]);
+    check(|s| s.indexing = only(&["/srv"; 257]), &["indexing.paths (how many) is 257: it must lie between 1 and 256"]);
+    check(|s| s.indexing = only(&[]), &["indexing.paths (how many) is 0: it must lie between 1 and 256"]);
+    let relative = "a folder to index is an absolute path such as /srv or D:\\Data";
+    check(
+        |s| s.indexing = only(&["/srv", "home", "", "/a\0b"]),
         &[
-            "indexing is \"everything\", which this release cannot do yet: leave it at \"disabled\"",
-            "transaction_logs is \"truncate\", which this release cannot do yet: leave it at \"leave-alone\"",
+            &format!("indexing.paths[1] is \"home\": {relative}"),
+            &format!("indexing.paths[2] is \"\": {relative}"),
+            &format!("indexing.paths[3] is \"/a b\": {relative}"),
         ],
     );
-    check(|s| s.indexing = Some(Indexing::Disabled), &[]);
+    // What a guest's kernel would not take is said now and not in each run.
+    check(
+        |s| s.indexing = only(&[&format!("/{}", "x".repeat(4_096))]),
+        &["indexing.paths[0] (bytes) is 4097: it must lie between 1 and 4096"],
+    );
 }
 
 #[test]
@@ -114,6 +140,34 @@ fn an_override_changes_only_what_it_sets() {
         resolve(&job, Some(&over)),
         GuestProcessing { lease_ms: 8_000, excluded_mount_points: Vec::new(), ..job }
     );
+}
+
+#[test]
+fn every_setting_that_may_be_overridden_has_a_name_and_is_taken_back_alone() {
+    let all = Overrides {
+        application_aware: Some(ApplicationAware::Try),
+        scripts: Some(GuestScripts::default()),
+        proxies: Some(ProxyPolicy::Automatic),
+        credential: Some(CredentialId(Uuid::nil())),
+        lease_ms: Some(5_000),
+        freeze_budget_ms: Some(30_000),
+        checkpoint: Some(Checkpoint::default()),
+        excluded_mount_points: Some(Vec::new()),
+        indexing: Some(Indexing::Disabled),
+        transaction_logs: Some(TransactionLogs::LeaveAlone),
+    };
+    // Also those that are as the job's: they stay when the job changes.
+    assert_eq!(all.overridden(), Setting::ALL);
+    assert_eq!(Overrides::default().overridden(), []);
+    for setting in Setting::ALL {
+        assert_eq!(setting.name().parse(), Ok(setting));
+        let mut over = all.clone();
+        over.take_back(setting);
+        let rest: Vec<Setting> = Setting::ALL.into_iter().filter(|other| *other != setting).collect();
+        assert_eq!(over.overridden(), rest);
+    }
+    let error = "leese".parse::<Setting>().expect_err("no setting");
+    assert!(error.contains("\"leese\"") && error.contains("lease, freeze-budget"), "{error}");
 }
 
 #[test]

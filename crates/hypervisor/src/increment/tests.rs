@@ -76,7 +76,7 @@ const TABLE: [Change; 12] = [
         c.parent = c.parent.clone().map(|p| RestorePointMetadata { restore_point: "zz".into(), ..p })
     }),
     ("of another VM (pg1)", |c| c.name = "pg2"),
-    ("disk vd1 is gone", |c| drop(c.disks.pop())),
+    ("disk vd1 is gone", |c| drop(c.disks.remove(1))),
     ("disk vd2 is new", |c| c.disks.push(disk(2))),
     ("disk vd1 was resized from 1048576 to 2097152 bytes", |c| c.disks[1].virtual_bytes *= 2),
     ("disk vd0 is now /vm/other (qcow2), and was /vm/disk0 (qcow2)", |c| c.disks[0].file = "/vm/other".into()),

@@ -3,6 +3,7 @@
 use super::removed;
 use super::settings::{BackupArgs, GuestArgs, RemovalArgs};
 use super::timing::{TimingArgs, TimingRemovalArgs};
+use super::vm_settings::{self, VmSettingsArgs};
 use crate::calls;
 use crate::exit::{self, Exit};
 use crate::follow;
@@ -19,6 +20,12 @@ Examples:
   lull job create nightly --vm shop --repository local --schedule '0 2 * * *' --keep-days 14 --keep-monthly 12
   lull job create web --vm web1,web2 --repository local --application-aware try --pre-freeze-script ./before.sh";
 
+const VM_SETTINGS_EXAMPLES: &str = "\
+Examples:
+  lull job vm-settings nightly shop
+  lull job vm-settings nightly shop --application-aware try --credential app
+  lull job vm-settings nightly shop --clear scripts,lease";
+
 /// What can be done with jobs.
 #[derive(Debug, Subcommand)]
 pub enum JobCommand {
@@ -33,6 +40,13 @@ pub enum JobCommand {
         /// Name of the job.
         name: String,
     },
+    /// Show or change what one VM has otherwise than the job.
+    ///
+    /// Without options the settings in force are shown, and where each comes from. What is given holds for this VM of this
+    /// job from the next run on, whatever the job's own setting; --clear takes it back. Scripts with their mode and timeout,
+    /// the checkpoint with its timeout, indexing with its paths, and the proxy with its servers are overridden together.
+    #[command(after_help = VM_SETTINGS_EXAMPLES)]
+    VmSettings(Box<VmSettingsArgs>),
     /// List the jobs with their last results.
     List,
     /// Run a job now, and show it until it is over.
@@ -124,6 +138,7 @@ pub async fn run(client: Client, screen: &Screen, command: JobCommand) -> Result
         JobCommand::Create(args) => create(&client, screen, *args).await?,
         JobCommand::Edit(args) => edit(&client, screen, *args).await?,
         JobCommand::Show { name } => screen.show(&calls::job(&client, &name).await?, job::job)?,
+        JobCommand::VmSettings(args) => vm_settings::run(&client, screen, *args).await?,
         JobCommand::List => screen.show(&calls::jobs(&client).await?, |jobs, look| job::list(jobs, look))?,
         JobCommand::Run { name, watch } => {
             let started = calls::run_job(&client, &name).await?;

@@ -45,6 +45,13 @@ pub struct GuestArgs {
     /// Mount points that are not frozen; they get a consistency level of their own.
     #[arg(long, value_name = "MOUNT", value_delimiter = ',')]
     pub exclude: Vec<String>,
+    /// Which of the guest's files go into the catalog: everything but system, cache and virtual file systems
+    /// (default), everything, only what --index-path names, or none.
+    #[arg(long, value_name = "MODE", value_parser = ["everything-except-noise", "everything", "only", "disabled"])]
+    pub indexing: Option<String>,
+    /// With --indexing only: folders whose files go into the catalog.
+    #[arg(long, value_name = "PATH")]
+    pub index_path: Vec<String>,
     /// Choose the guest interaction proxy among all (default).
     #[arg(long, value_name = "automatic", value_parser = ["automatic"], conflicts_with = "prefer")]
     pub guest_interaction_proxy: Option<String>,
@@ -96,6 +103,8 @@ impl GuestArgs {
             lease_ms: self.lease,
             freeze_budget_ms: self.freeze_budget,
             exclude_mount_points: (!self.exclude.is_empty()).then(|| self.exclude.clone()),
+            indexing: self.indexing.clone(),
+            index_paths: (!self.index_path.is_empty()).then(|| self.index_path.clone()),
             guest_interaction_proxy: proxy,
             preferred_servers: preferred,
             fallback: self.fallback.clone(),
@@ -178,6 +187,9 @@ mod tests {
             "--prefer=a,b",
             "--fallback=none",
             "--no-post-thaw-script",
+            "--indexing=only",
+            "--index-path=/srv",
+            "--index-path=/a,b",
         ]);
         assert_eq!(
             given.unwrap(),
@@ -191,6 +203,8 @@ mod tests {
                 preferred_servers: Some(vec!["a".into(), "b".into()]),
                 fallback: Some("none".into()),
                 post_thaw_script: Some(String::new()),
+                indexing: Some("only".into()),
+                index_paths: Some(vec!["/srv".into(), "/a,b".into()]),
                 ..GuestSettings::default()
             }
         );
@@ -204,6 +218,7 @@ mod tests {
             &["--fallback=none"],
             &["--lease=5"],
             &["--application-aware=perhaps"],
+            &["--indexing=all"],
         ] {
             assert!(Probe::try_parse_from(["probe"].iter().chain(args)).is_err(), "{args:?}");
         }

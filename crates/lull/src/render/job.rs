@@ -31,6 +31,8 @@ pub fn job(job: &Job, look: &Look) -> String {
         vec![("job", job.name.clone()), ("vms", job.vms.join("\n")), ("repository", job.repository.clone())];
     sheet.extend(timing(job, look));
     sheet.extend(settings(&job.guest));
+    let otherwise = job.overrides.iter().map(|vm| format!("{}: {}", vm.vm, vm.overrides.join(", ")));
+    sheet.push(("otherwise", otherwise.collect::<Vec<_>>().join("\n")));
     if let Some(session) = job.last_session {
         let result = job.last_result.as_deref().unwrap_or("running");
         sheet.push(("last session", format!("{session}, {result}")));
@@ -88,7 +90,8 @@ pub fn saved(saved: &SavedJob, look: &Look) -> String {
     job(&saved.job, look)
 }
 
-fn settings(guest: &GuestSettings) -> Vec<(&'static str, String)> {
+/// Every setting as a line; those that are not told have an empty value.
+pub fn settings(guest: &GuestSettings) -> Vec<(&'static str, String)> {
     let script = |text: &Option<String>| match text.as_deref() {
         None | Some("") => String::new(),
         Some(text) => format!("{} lines, {}", text.lines().count(), units::bytes(text.len() as u64)),
@@ -101,6 +104,10 @@ fn settings(guest: &GuestSettings) -> Vec<(&'static str, String)> {
             format!("prefer {servers}; else {}", guest.fallback.as_deref().unwrap_or("backup-server"))
         }
         (other, _) => other.unwrap_or_default().to_string(),
+    };
+    let indexing = match (guest.indexing.as_deref(), &guest.index_paths) {
+        (Some("only"), Some(paths)) => format!("only {}", paths.join("\n     ")),
+        (mode, _) => mode.unwrap_or_default().to_string(),
     };
     let limit = match guest.copy_limit_bytes_per_s {
         None => String::new(),
@@ -118,6 +125,7 @@ fn settings(guest: &GuestSettings) -> Vec<(&'static str, String)> {
         ("lease", ms(guest.lease_ms)),
         ("freeze budget", ms(guest.freeze_budget_ms)),
         ("not frozen", guest.exclude_mount_points.clone().unwrap_or_default().join("\n")),
+        ("indexing", indexing),
         ("proxy", proxy),
         ("copy limit", limit),
     ]
@@ -127,6 +135,7 @@ fn settings(guest: &GuestSettings) -> Vec<(&'static str, String)> {
 mod tests {
     use super::*;
     use lull_api::timing::{RetrySettings, ScheduleSettings, SkippedRun};
+    use lull_api::vm_settings::JobVm;
 
     #[test]
     fn a_job_shows_the_settings_that_hold() {
@@ -140,6 +149,8 @@ mod tests {
                 pre_freeze_script: Some("#!/bin/sh\ntrue\n".into()),
                 script_timeout_s: Some(600),
                 lease_ms: Some(5_000),
+                indexing: Some("only".into()),
+                index_paths: Some(vec!["/srv".into(), "/home".into()]),
                 guest_interaction_proxy: Some("prefer".into()),
                 preferred_servers: Some(vec!["a".into(), "b".into()]),
                 fallback: Some("none".into()),
@@ -156,6 +167,7 @@ mod tests {
             retries: RetrySettings { times: Some(3), pause_s: Some(600) },
             retention: RetentionSettings { last: Some(7), monthly: Some(1), ..Default::default() },
             full_every: 14,
+            overrides: vec![JobVm { vm: "pg".into(), overrides: vec!["lease".into(), "scripts".into()] }],
             last_session: Some(7),
             last_result: Some("success".into()),
         };
@@ -175,8 +187,11 @@ application-aware  try
 pre-freeze script  2 lines, 15 B
 script timeout     10 min 00 s
 lease              5.0 s
+indexing           only /srv
+                        /home
 proxy              prefer a, b; else none
 copy limit         none
+otherwise          pg: lease, scripts
 last session       7, success
 "
         );

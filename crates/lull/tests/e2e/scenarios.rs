@@ -2,6 +2,7 @@
 
 mod applications;
 mod cancel;
+mod history;
 mod hold;
 mod hops;
 mod hypervisor;
@@ -33,6 +34,7 @@ pub struct Group {
 
 pub const GROUPS: &[Group] = &[
     Group { test: "the_whole_product_on_a_real_guest", image: "pg", scenarios: ALL },
+    Group { test: "history_on_a_real_guest", image: "pg", scenarios: HISTORY },
     Group { test: "kill_matrix_on_a_real_guest", image: "pg", scenarios: MATRIX },
     Group { test: "a_whole_job_on_a_guest_with_systemd", image: "systemd", scenarios: SYSTEMD },
     Group { test: "a_whole_job_on_a_guest_with_lvm_xfs_and_esp", image: "full", scenarios: FULL },
@@ -41,6 +43,15 @@ pub const GROUPS: &[Group] = &[
 const MATRIX: &[Scenario] = &[Scenario { name: "kill matrix", play: matrix::play }];
 const SYSTEMD: &[Scenario] = &[Scenario { name: "whole job, systemd", play: whole_job::systemd }];
 const FULL: &[Scenario] = &[Scenario { name: "whole job, LVM, XFS and ESP", play: whole_job::full }];
+
+const HISTORY: &[Scenario] = &[
+    Scenario { name: "files found again in every version", play: history::found_again },
+    Scenario { name: "server killed in ingest", play: history::server_killed_in_ingest },
+    Scenario { name: "guest reboots in mid-walk", play: history::guest_reboots_in_mid_walk },
+    Scenario { name: "guest reboots in mid-copy", play: history::guest_reboots_in_mid_copy },
+    Scenario { name: "repository away between two runs", play: history::repository_away_between_two_runs },
+    Scenario { name: "two jobs on one VM at once", play: history::two_jobs_at_once },
+];
 
 /// In the order in which they are played.
 const ALL: &[Scenario] = &[

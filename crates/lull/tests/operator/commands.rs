@@ -7,6 +7,7 @@ use lull_api::infrastructure::{
     Finding, Host, Proxy, Repository, RepositoryScan, RestorePoint, ScanFinding, ServerStatus, Verification,
 };
 use lull_api::job::{GuestSettings, Job, SavedJob};
+use lull_api::vm_settings::{SavedVmSettings, VmSettings};
 use serde::Serialize;
 use serde_json::json;
 use uuid::Uuid;
@@ -61,9 +62,60 @@ fn job() -> Job {
         retries: Default::default(),
         retention: Default::default(),
         full_every: 14,
+        overrides: vec![],
         last_session: Some(12),
         last_result: Some("success".into()),
     }
+}
+
+fn vm_settings() -> SavedVmSettings {
+    let settings = VmSettings {
+        job: "nightly".into(),
+        vm: "shop".into(),
+        guest: GuestSettings { lease_ms: Some(3_000), ..GuestSettings::default() },
+        credential: Some("app".into()),
+        from: [("lease".to_string(), "override".to_string())].into(),
+    };
+    SavedVmSettings { settings, warnings: vec![] }
+}
+
+#[test]
+fn settings_of_single_vms() {
+    let call = |method: &str| format!("{method} /jobs/nightly/vms/here%2Fshop/settings");
+    let lease = "lease       3.0 s  this VM in this job";
+    check(&["job", "vm-settings", "nightly", "here/shop"], &call("GET"), json!(null), &vm_settings().settings, lease);
+    check(
+        &[
+            "job",
+            "vm-settings",
+            "nightly",
+            "here/shop",
+            "--lease",
+            "3s",
+            "--credential",
+            "app",
+            "--clear",
+            "scripts,exclude",
+        ],
+        &call("PATCH"),
+        json!({"guest": {"lease_ms": 3000}, "credential": "app", "clear": ["scripts", "exclude"]}),
+        &vm_settings(),
+        lease,
+    );
+    check(
+        &["job", "vm-settings", "nightly", "here/shop", "--no-pre-freeze-script"],
+        &call("PATCH"),
+        json!({"guest": {"pre_freeze_script": ""}}),
+        &vm_settings(),
+        lease,
+    );
+    check(
+        &["job", "vm-settings", "nightly", "here/shop", "--clear-all"],
+        &call("DELETE"),
+        json!(null),
+        &vm_settings(),
+        lease,
+    );
 }
 
 fn point() -> RestorePoint {

@@ -2,7 +2,7 @@
 
 use super::answer::{Answer, Fault, bad_value};
 use super::body::Body;
-use super::names::{CREDENTIAL, Place, bounded, checked, find, listed};
+use super::names::{CREDENTIAL, Place, VmIndex, bounded, checked, find, listed};
 use crate::instant::{from_us, rfc3339, us};
 use crate::server::Server;
 use crate::store::StoreError;
@@ -88,11 +88,17 @@ pub async fn change(
     Ok(Json(shown(&server, row).await?))
 }
 
-/// Removes a credential; refused while a VM uses it.
+/// Removes a credential; refused while a VM uses it, in any job or in one.
 #[utoipa::path(delete, path = "/credentials/{credential}", tag = "credentials",
     params(("credential" = String, Path, description = "name or id")), responses((status = 204)))]
 pub async fn remove(State(server): State<Arc<Server>>, Path(credential): Path<String>) -> Answer<StatusCode> {
     let row = named(&server, &credential).await?;
+    let in_jobs = used_in_jobs(&server, row.id).await?;
+    if !in_jobs.is_empty() {
+        let what = format!("credential {} is used by {}", row.name, listed(&in_jobs));
+        let remedy = "give these VMs another: lull job vm-settings JOB VM --credential NAME, or --clear credential";
+        return Err(Problem::new(409, "in-use", what).remedy(remedy).into());
+    }
     match server.store.remove_credential(row.id).await {
         Err(StoreError::InUse { .. }) => {
             let users = listed(&used_by(&server, row.id).await?);
@@ -193,6 +199,22 @@ fn elevation_name(elevation: Elevation) -> &'static str {
 async fn used_by(server: &Server, credential: Uuid) -> Answer<Vec<String>> {
     let vms = server.store.vms().await?;
     Ok(vms.into_iter().filter(|vm| vm.credential == Some(credential)).map(|vm| vm.name).collect())
+}
+
+/// The VMs that have it in single jobs only.
+async fn used_in_jobs(server: &Server, credential: Uuid) -> Answer<Vec<String>> {
+    let vms = server.store.vms().await?;
+    let index = VmIndex::new(&vms);
+    let jobs = server.store.jobs().await?;
+    let users = jobs.iter().flat_map(|job| {
+        let over = job.job.overrides.iter();
+        let using = over.filter(|(_, over)| over.credential.is_some_and(|id| id.0 == credential));
+        using.map(|(vm, _)| {
+            let vm = index.shortest_name(vm.0).unwrap_or_else(|| vm.to_string());
+            format!("{vm} in job {}", job.job.name)
+        })
+    });
+    Ok(users.collect())
 }
 
 async fn shown(server: &Server, row: CredentialRow) -> Answer<Credential> {

@@ -2,6 +2,7 @@
 
 use super::answer::Answer;
 use super::repositories::problem;
+use crate::catalog::sentence;
 use crate::disk::free_bytes;
 use crate::server::Server;
 use axum::Json;
@@ -22,6 +23,7 @@ pub async fn doctor(State(server): State<Arc<Server>>) -> Answer<Json<Vec<Findin
     findings.extend(hosts(&server).await?);
     findings.extend(vms(&server).await?);
     findings.extend(repositories(&server).await?);
+    findings.extend(catalog(&server).await);
     findings.extend(open_tasks(&server).await);
     Ok(Json(findings))
 }
@@ -125,6 +127,36 @@ async fn repositories(server: &Server) -> Answer<Vec<Finding>> {
         }
     };
     Ok(server.store.repositories().await?.into_iter().map(one).collect())
+}
+
+/// Listings that cannot be taken in, and tables that were damaged.
+async fn catalog(server: &Server) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let subject = || "catalog".to_string();
+    match server.catalog.pending() {
+        Ok(waiting) => findings.extend(waiting.into_iter().filter_map(|waiting| {
+            let text = format!("restore point {} is not in it: {}", waiting.restore_point, waiting.trouble?);
+            Some(finding(subject(), "error", text, Some("it is tried again each minute: put that right")))
+        })),
+        Err(error) => findings.push(finding(subject(), "error", error.to_string(), Some("see the state folder"))),
+    }
+    let aside = server.catalog.ask(|tables| {
+        let vms = tables.folders()?;
+        vms.into_iter().map(|vm| tables.damaged_tables(vm)).collect::<Result<Vec<_>, _>>()
+    });
+    match aside.await {
+        Ok(aside) => findings.extend(aside.into_iter().flatten().map(|table| {
+            let text = format!("a table was damaged and set aside as {}", table.display());
+            let remedy =
+                "the history of this VM's files begins anew with its next backup; remove the file after a look";
+            finding(subject(), "warning", text, Some(remedy))
+        })),
+        Err(error) => findings.push(finding(subject(), "error", sentence(&error), Some("see the state folder"))),
+    }
+    if findings.is_empty() {
+        findings.push(finding(subject(), "ok", "every listing that came in is in it", None));
+    }
+    findings
 }
 
 async fn open_tasks(server: &Server) -> Vec<Finding> {

@@ -6,7 +6,7 @@ use super::names::{Place, SERVER, find};
 use crate::store::infrastructure::ServerRow;
 use lull_api::job::GuestSettings;
 use lull_engine::ids::ServerId;
-use lull_engine::settings::{Fallback, GuestProcessing, ProxyPolicy};
+use lull_engine::settings::{Fallback, GuestProcessing, Indexing, ProxyPolicy};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -33,6 +33,7 @@ pub fn apply(
     set(&mut settings.freeze_budget_ms, given.freeze_budget_ms);
     set(&mut settings.excluded_mount_points, given.exclude_mount_points.clone());
     set(copy_limit_bytes_per_s, given.copy_limit_bytes_per_s);
+    settings.indexing = indexing(settings.indexing.take(), given)?;
     settings.proxies = policy(&settings.proxies, given, servers)?;
     Ok(())
 }
@@ -49,6 +50,11 @@ pub fn shown(settings: &GuestProcessing, copy_limit_bytes_per_s: u64, servers: &
             ("prefer", ids.iter().map(name).collect(), Some(spelled(fallback)))
         }
     };
+    let indexing = settings.indexing_in_effect();
+    let index_paths = match &indexing {
+        Indexing::Only { paths } => Some(paths.clone()),
+        Indexing::EverythingExceptNoise | Indexing::Everything | Indexing::Disabled => None,
+    };
     GuestSettings {
         application_aware: Some(spelled(&settings.application_aware)),
         pre_freeze_script: scripts.pre.clone(),
@@ -60,6 +66,8 @@ pub fn shown(settings: &GuestProcessing, copy_limit_bytes_per_s: u64, servers: &
         lease_ms: Some(settings.lease_ms),
         freeze_budget_ms: Some(settings.freeze_budget_ms),
         exclude_mount_points: Some(settings.excluded_mount_points.clone()),
+        indexing: Some(indexing_word(&indexing).into()),
+        index_paths,
         guest_interaction_proxy: Some(proxy.into()),
         preferred_servers: Some(preferred),
         fallback,
@@ -70,6 +78,45 @@ pub fn shown(settings: &GuestProcessing, copy_limit_bytes_per_s: u64, servers: &
 fn set<T>(value: &mut T, given: Option<T>) {
     if let Some(given) = given {
         *value = given;
+    }
+}
+
+/// *Only* keeps its paths until other ones are given.
+fn indexing(known: Option<Indexing>, given: &GuestSettings) -> Answer<Option<Indexing>> {
+    let known_paths = match &known {
+        Some(Indexing::Only { paths }) => Some(paths.clone()),
+        _ => None,
+    };
+    let only = match given.indexing.as_deref() {
+        None => known_paths.is_some(),
+        Some(ONLY) => true,
+        Some(_) => false,
+    };
+    if only {
+        let paths = given.index_paths.clone().or(known_paths).unwrap_or_default();
+        return Ok(Some(Indexing::Only { paths }));
+    }
+    if given.index_paths.as_ref().is_some_and(|paths| !paths.is_empty()) {
+        return Err(bad_value("guest.index_paths", "these count only with indexing = only"));
+    }
+    match given.indexing.as_deref() {
+        None => Ok(known),
+        Some("everything-except-noise") => Ok(Some(Indexing::EverythingExceptNoise)),
+        Some("everything") => Ok(Some(Indexing::Everything)),
+        Some("disabled") => Ok(Some(Indexing::Disabled)),
+        Some(_) => Err(bad_value("guest.indexing", "must be everything-except-noise, everything, only or disabled")),
+    }
+}
+
+/// The setting's word for the one mode that takes paths.
+const ONLY: &str = "only";
+
+fn indexing_word(indexing: &Indexing) -> &'static str {
+    match indexing {
+        Indexing::EverythingExceptNoise => "everything-except-noise",
+        Indexing::Everything => "everything",
+        Indexing::Only { .. } => ONLY,
+        Indexing::Disabled => "disabled",
     }
 }
 
@@ -139,11 +186,13 @@ mod tests {
     fn what_is_absent_stays_and_what_is_shown_applies_again() {
         let mut settings = GuestProcessing::default();
         let change = serde_json::json!({"lease_ms": 7000, "guest_interaction_proxy": "prefer",
-            "preferred_servers": ["proxy-a"], "pre_freeze_script": "#!/bin/sh\n", "scripts": "ignore-failures"});
+            "preferred_servers": ["proxy-a"], "pre_freeze_script": "#!/bin/sh\n", "scripts": "ignore-failures",
+            "indexing": "only", "index_paths": ["/srv"]});
         applied(&mut settings, change).unwrap();
         applied(&mut settings, serde_json::json!({"checkpoint": false})).unwrap();
         assert_eq!((settings.lease_ms, settings.checkpoint.enabled), (7000, false));
 
+        assert_eq!(settings.indexing, Some(Indexing::Only { paths: vec!["/srv".into()] }));
         let shown = shown(&settings, 5, &servers());
         let (mut again, mut limit) = (GuestProcessing::default(), 0);
         apply(&mut again, &mut limit, &shown, &servers()).unwrap();
@@ -153,6 +202,16 @@ mod tests {
         assert_eq!(settings.proxies, ProxyPolicy::Automatic);
         applied(&mut settings, serde_json::json!({"pre_freeze_script": ""})).unwrap();
         assert_eq!(settings.scripts.linux.pre, None);
+        applied(&mut settings, serde_json::json!({"index_paths": ["/home"]})).unwrap();
+        assert_eq!(settings.indexing, Some(Indexing::Only { paths: vec!["/home".into()] }));
+        applied(&mut settings, serde_json::json!({"indexing": "disabled"})).unwrap();
+        assert_eq!(settings.indexing, Some(Indexing::Disabled));
+    }
+
+    #[test]
+    fn what_was_never_chosen_is_shown_as_what_holds() {
+        let shown = shown(&GuestProcessing::default(), 0, &servers());
+        assert_eq!((shown.indexing.as_deref(), shown.index_paths), (Some("everything-except-noise"), None));
     }
 
     #[test]
@@ -165,6 +224,10 @@ mod tests {
         check(&mut settings, serde_json::json!({"application_aware": "yes"}), "require-success");
         check(&mut settings, serde_json::json!({"guest_interaction_proxy": "best"}), "automatic or prefer");
         check(&mut settings, serde_json::json!({"fallback": "none"}), "only with");
+        check(&mut settings, serde_json::json!({"indexing": "all"}), "everything-except-noise, everything, only");
+        check(&mut settings, serde_json::json!({"index_paths": ["/srv"]}), "only with indexing = only");
+        let both = serde_json::json!({"indexing": "everything", "index_paths": ["/srv"]});
+        check(&mut settings, both, "only with indexing = only");
         let prefer = serde_json::json!({"guest_interaction_proxy": "prefer", "preferred_servers": ["proxy-b"]});
         check(&mut settings, prefer, "no managed server \"proxy-b\"");
         assert_eq!(settings, GuestProcessing::default());

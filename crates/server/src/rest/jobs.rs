@@ -3,7 +3,7 @@
 use super::answer::{Answer, bad_value};
 use super::body::Body;
 use super::names::{JOB, Place, VmIndex, checked, find};
-use super::{guest_settings, repositories, timing, view};
+use super::{guest_settings, repositories, timing, view, vm_settings};
 use crate::infrastructure::snapshot;
 use crate::runner::begin;
 use crate::server::Server;
@@ -199,7 +199,7 @@ async fn scope(server: &Server, names: &[String]) -> Answer<Vec<VmId>> {
 }
 
 /// The warnings, where there are no errors.
-async fn valid(server: &Server, job: &StoredJob) -> Answer<Vec<String>> {
+pub(super) async fn valid(server: &Server, job: &StoredJob) -> Answer<Vec<String>> {
     let JobValidation { errors, warnings } = findings(server, job).await?;
     if errors.is_empty() {
         return Ok(warnings);
@@ -245,6 +245,7 @@ async fn shown(server: &Server, job: &StoredJob) -> Answer<Job> {
         name: job.job.name.clone(),
         vms: job.job.vms.iter().map(vm_name).collect(),
         repository: repository.map_or_else(|| job.repository.to_string(), |r| r.name),
+        overrides: vm_settings::overridden(job, &index),
         guest: guest_settings::shown(&job.job.guest_processing, job.copy_limit_bytes_per_s, &servers),
         schedule: job.schedule.as_ref().map(timing::schedule_shown),
         next_run: timing::next_run(job, clock.as_ref(), server.clock.now()),

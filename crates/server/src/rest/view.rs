@@ -6,7 +6,8 @@ use crate::hub::StepProgress;
 use crate::instant::rfc3339;
 use crate::runner::book;
 use crate::server::Server;
-use crate::store::sessions::{SessionRow, TaskRow};
+use crate::store::StoreError;
+use crate::store::sessions::{SessionRow, TaskRow, WholeSession};
 use crate::store::timing::BegunBy;
 use lull_api::Problem;
 use lull_api::infrastructure::ProxyExplanation;
@@ -15,24 +16,11 @@ use lull_api::timing::RetryOf;
 use lull_engine::session::{AfterRecovery, Ending, SessionState, TaskState};
 use uuid::Uuid;
 
-/// Events read at once.
-const PAGE: u32 = 1_000;
-
 /// A session with its tasks.
 pub async fn session_view(server: &Server, id: i64) -> Answer<Session> {
-    let row = find(server, &id.to_string()).await?;
-    let tasks = server.store.tasks(id).await?;
-    let mut events = Vec::new();
-    loop {
-        let after = events.last().map_or(0, |event: &SessionEvent| event.seq);
-        let page = server.store.events(id, after, PAGE).await?;
-        let last_page = page.len() < PAGE as usize;
-        events.extend(page);
-        if last_page {
-            break;
-        }
-    }
-    let last_event = events.last().map_or(0, |event| event.seq);
+    let whole = server.store.whole_session(id).await?;
+    let WholeSession { row, tasks, events } = whole.ok_or(StoreError::Missing { kind: "session" })?;
+    let last_event = row.last_event;
     let tasks = tasks.into_iter().map(|task| {
         let progress = server.hub.progress(task.id);
         task_view(task, &events, progress)

@@ -189,6 +189,17 @@ pub struct SessionRow {
     pub vms: Vec<String>,
 }
 
+/// Everything of a session, as of one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WholeSession {
+    /// The session.
+    pub row: SessionRow,
+    /// Its tasks, in their order.
+    pub tasks: Vec<TaskRow>,
+    /// Its events, from the first on.
+    pub events: Vec<SessionEvent>,
+}
+
 /// A task.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TaskRow {
@@ -320,6 +331,24 @@ impl Store {
         row.map(|row| self.session_row(&row)).transpose()
     }
 
+    /// A session with its tasks and all its events as of one moment, so that none of them is ahead of the others.
+    pub async fn whole_session(&self, id: i64) -> Result<Option<WholeSession>, StoreError> {
+        let failed = |e| self.failed("reading a session", e);
+        let mut moment = self.readers.begin().await.map_err(failed)?;
+        let row = sqlx::query(sqlx::AssertSqlSafe(format!("{SESSIONS} WHERE id = $1")));
+        let row = row.bind(id).fetch_optional(&mut *moment).await.map_err(failed)?;
+        let tasks = sqlx::query(sqlx::AssertSqlSafe(format!("{TASKS} WHERE session = $1 ORDER BY position")));
+        let tasks = tasks.bind(id).fetch_all(&mut *moment).await.map_err(failed)?;
+        let events = sqlx::query("SELECT doc FROM events WHERE session = $1 ORDER BY seq");
+        let events = events.bind(id).fetch_all(&mut *moment).await.map_err(failed)?;
+        let Some(row) = row else { return Ok(None) };
+        Ok(Some(WholeSession {
+            row: self.session_row(&row)?,
+            tasks: tasks.iter().map(|task| self.task_row(task)).collect::<Result<_, _>>()?,
+            events: events.iter().map(|event| self.event(id, event)).collect::<Result<_, _>>()?,
+        }))
+    }
+
     /// Number of the newest session; 0 where there is none.
     pub async fn newest_session(&self) -> Result<i64, StoreError> {
         sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM sessions")
@@ -393,7 +422,11 @@ impl Store {
         let after = i64::try_from(after).unwrap_or(i64::MAX);
         let rows = sqlx::query(sql).bind(session).bind(after).bind(limit).fetch_all(&self.readers).await;
         let rows = rows.map_err(|e| self.failed("reading events", e))?;
-        rows.iter().map(|row| self.document(&format!("an event of session {session}"), row.get(0))).collect()
+        rows.iter().map(|row| self.event(session, row)).collect()
+    }
+
+    fn event(&self, session: i64, row: &SqliteRow) -> Result<SessionEvent, StoreError> {
+        self.document(&format!("an event of session {session}"), row.get(0))
     }
 
     fn session_row(&self, row: &SqliteRow) -> Result<SessionRow, StoreError> {

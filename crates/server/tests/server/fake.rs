@@ -51,6 +51,8 @@ pub struct Script {
     pub refused: String,
     /// A backup that was to build on another is full, for this reason.
     pub falls_back: Option<String>,
+    /// Pieces of the listing of the guest's files; nothing is listed where there are none.
+    pub listing: Vec<Vec<u8>>,
     /// A hold ends when nobody renewed it for so long.
     pub hold_silence_ms: u64,
 }
@@ -71,6 +73,8 @@ pub struct World {
     pub renewals: AtomicU32,
     /// Post-thaw scripts that recoveries ran.
     pub scripts: Mutex<Vec<String>>,
+    /// Why listings were to end.
+    pub index_stops: Mutex<Vec<String>>,
 }
 
 /// A fake proxy; clones share everything.
@@ -310,7 +314,7 @@ impl Fake {
                     let hold = matches!(order.work, Some(v1::task_order::Work::Hold(_)));
                     let end = if hold { self.hold(&mut down, &mut up).await } else { end };
                     if !up.event(Event::Finished(end)).await {
-                        Self::cancellation(&mut down).await
+                        self.cancellation(&mut down).await
                     } else {
                         return;
                     }
@@ -319,9 +323,9 @@ impl Fake {
                     let _ = tx.send(Err(Status::unavailable("connection reset"))).await;
                     return;
                 }
-                Err(Gone::Silent) => Self::cancellation(&mut down).await,
+                Err(Gone::Silent) => self.cancellation(&mut down).await,
             },
-            cancelled = Self::cancellation(&mut down) => cancelled,
+            cancelled = self.cancellation(&mut down) => cancelled,
         };
         if cancelled {
             self.undo();
@@ -332,10 +336,13 @@ impl Fake {
     }
 
     /// True for a cancellation, false when the server is gone.
-    async fn cancellation(down: &mut Streaming<v1::ToTask>) -> bool {
+    async fn cancellation(&self, down: &mut Streaming<v1::ToTask>) -> bool {
         loop {
             match down.message().await {
                 Ok(Some(v1::ToTask { message: Some(Message::Cancel(_)) })) => return true,
+                Ok(Some(v1::ToTask { message: Some(Message::StopIndex(stop)) })) => {
+                    self.world.index_stops.lock().unwrap().push(stop.reason);
+                }
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => return false,
             }
@@ -387,6 +394,14 @@ impl Fake {
             sent(up.step(step).await)?;
             if let Some(event) = beside(step, &up.script) {
                 sent(up.event(event).await)?;
+            }
+            if step == Step::Index && !up.script.listing.is_empty() {
+                let mut ended = v1::IndexEnded { complete: true, began_us: 1, ended_us: 2, ..Default::default() };
+                for compressed in up.script.listing.clone() {
+                    ended.frames += 1;
+                    sent(up.event(Event::IndexFrame(v1::IndexFrame { compressed })).await)?;
+                }
+                sent(up.event(Event::IndexEnded(ended)).await)?;
             }
             if step == Step::Copy {
                 let progress = v1::Progress { step: "copy".into(), done_bytes: 50, total_bytes: 100 };

@@ -1,5 +1,6 @@
 //! The server as its callers see it: a real database, real HTTP on a free port, and proxies that play a script.
 
+mod catalog;
 mod chains;
 mod clock;
 mod debts;
@@ -7,6 +8,7 @@ mod fake;
 mod harness;
 mod interface;
 mod kills;
+mod overrides;
 mod quiesce;
 mod retention;
 mod scenarios;

@@ -2,7 +2,7 @@
 
 use crate::harness::{Server, one_vm};
 use futures::StreamExt;
-use lull_api::session::{EventKind, SessionEvent};
+use lull_api::session::{EventKind, Session, SessionEvent};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use std::time::Duration;
@@ -104,4 +104,31 @@ async fn progress_is_live_only_and_has_no_number() {
     assert_eq!(progress.len(), 1);
     assert_eq!(progress[0].seq, 0);
     assert!(server.events(id).await.iter().all(|e| !matches!(e.event, EventKind::Progress { .. })));
+}
+
+/// Whoever sees a session run follows it from the last event that it saw: the end must not be among those.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_session_that_is_seen_running_has_its_end_yet_to_tell() {
+    let (_place, _fake, server) = one_vm().await;
+    for _ in 0..20 {
+        let id = server.run("j").await.summary.id;
+        let look = |_| {
+            let client = server.client.clone();
+            tokio::spawn(async move {
+                let mut seen_running = Vec::new();
+                loop {
+                    let session: Session = client.get(&format!("/sessions/{id}")).await.unwrap();
+                    if session.summary.state == "finished" {
+                        return (seen_running, session.last_event);
+                    }
+                    seen_running.push(session.last_event);
+                }
+            })
+        };
+        let looks: Vec<_> = (0..4).map(look).collect();
+        for look in looks {
+            let (seen_running, end) = look.await.unwrap();
+            assert!(seen_running.iter().all(|seen| *seen < end), "{seen_running:?}, and the end is event {end}");
+        }
+    }
 }

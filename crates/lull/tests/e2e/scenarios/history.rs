@@ -1,0 +1,148 @@
+//! Restore points day after day: what the catalog finds, and bad luck between and within two runs.
+
+use crate::program::wait_for;
+use crate::told::assert_says;
+use crate::world::{JOB, VM, World, assert_clean_receipt, sentence, task};
+use lull_api::catalog::{CatalogLine, CatalogTable, FileHit};
+use lull_api::infrastructure::RestorePoint;
+use lull_api::session::Session;
+use std::time::Instant;
+use uuid::Uuid;
+
+/// What a search finds, the newest version first.
+fn found(world: &World, arguments: &[&str]) -> Vec<FileHit> {
+    let outcome = world.lull(&[&["catalog", "search"], arguments].concat()).ok();
+    let lines = outcome.stdout.lines().map(|line| serde_json::from_str(line).unwrap());
+    lines.filter_map(|line| if let CatalogLine::Hit(hit) = line { Some(hit) } else { None }).collect()
+}
+
+/// Size and restore points of each version.
+fn versions(world: &World, name: &str) -> Vec<(u64, Vec<Uuid>)> {
+    let points = |hit: &FileHit| hit.version.restore_points.iter().map(|at| at.id).collect();
+    found(world, &[name]).iter().map(|hit| (hit.version.size_bytes, points(hit))).collect()
+}
+
+/// Waits until everything that came in is in the catalog.
+fn table(world: &World) -> CatalogTable {
+    let taken_in = || {
+        let tables: Vec<CatalogTable> = world.lull(&["catalog", "status", "--vm", VM]).ok().json();
+        tables.into_iter().find(|table| table.pending.is_empty())
+    };
+    wait_for(30, "the listings are taken in", taken_in)
+}
+
+fn succeeds(world: &World, job: &str) -> RestorePoint {
+    let session = world.run_job(job);
+    assert_eq!(session.summary.result.as_deref(), Some("success"), "{session:#?}");
+    point_of(world, &session)
+}
+
+fn point_of(world: &World, session: &Session) -> RestorePoint {
+    let id = task(session).restore_point.unwrap_or_else(|| panic!("a restore point: {session:#?}"));
+    table(world);
+    world.points().into_iter().find(|point| point.id == id).expect("it is listed")
+}
+
+/// Files come, change and go; also one whose name is no UTF-8, and one with a newline.
+pub fn found_again(world: &mut World) {
+    let folder = "/root/history";
+    world.guest.ssh(&format!(
+        "mkdir {folder}; cd {folder}; printf 1234 >ledger; printf x >gone; printf x >\"$(printf 'odd-\\377')\"; \
+         printf x >\"$(printf 'new\\nline')\"; sync"
+    ));
+    let first = succeeds(world, JOB);
+    world.guest.ssh(&format!("cd {folder}; printf 12345678 >ledger; rm gone; sync"));
+    let second = succeeds(world, JOB);
+    assert_eq!((second.kind.as_str(), second.parent), ("incremental", Some(first.id)));
+    assert_eq!(versions(world, "ledger"), [(8, vec![second.id]), (4, vec![first.id])]);
+    assert_eq!(versions(world, "gone"), [(1, vec![first.id])]);
+    let odd = found(world, &["odd-", "--vm", VM]);
+    assert_eq!(odd[0].path_hex.as_deref().map(|hex| hex.ends_with("6f64642dff")), Some(true), "{odd:?}");
+    assert_eq!(versions(world, "new\nline"), [(1, vec![first.id, second.id])]);
+    let now = found(world, &["/root/history/*", "--glob", "--path", "--vm", VM, "--restore-point", "latest"]);
+    assert_eq!(now.len(), 3, "{now:?}");
+    world.guest.ssh(&format!("rm -r {folder}"));
+}
+
+/// The server dies with a listing half taken in, or not at all: at its next start the catalog has it.
+pub fn server_killed_in_ingest(world: &mut World) {
+    world.guest.ssh("printf 1 >/root/before-the-kill; sync");
+    let (id, events) = world.start_job(JOB);
+    events.until_step("receipt");
+    let session = world.finished(id);
+    world.kill_server();
+    drop(events);
+    world.start_server();
+    let point = point_of(world, &session);
+    assert_eq!(versions(world, "before-the-kill"), [(1, vec![point.id])]);
+    world.guest.ssh("rm /root/before-the-kill");
+}
+
+/// In mid-walk: the backup is as good as without it, the catalog says what it does not know.
+pub fn guest_reboots_in_mid_walk(world: &mut World) {
+    world.guest.ssh("mkdir /root/many; cd /root/many; seq 60000 | xargs touch; sync");
+    reboots(world, "index", &[]);
+    let newest = table(world).restore_points.pop().unwrap();
+    assert!(!newest.complete && newest.stopped_because.is_some(), "{newest:?}");
+    world.guest.ssh("rm -r /root/many");
+}
+
+/// In mid-copy: the snapshot is what it was before.
+pub fn guest_reboots_in_mid_copy(world: &mut World) {
+    world.guest.ssh("dd if=/dev/urandom of=/root/bulk bs=1M count=96 conv=fsync 2>/dev/null");
+    reboots(world, "copy", &["--copy-limit", "16MiB", "--indexing", "disabled"]);
+    world.guest.ssh("rm /root/bulk");
+}
+
+fn reboots(world: &mut World, step: &str, flags: &[&str]) {
+    world.make_job("reboots", flags);
+    let (id, events) = world.start_job("reboots");
+    events.until_step(step);
+    let began = Instant::now();
+    world.qmp().ask("system_reset", serde_json::json!({}));
+    let session = world.finished(id);
+    println!(
+        "   reset in step {step}: {} after {:.1} s",
+        session.summary.result.as_deref().unwrap_or_default(),
+        began.elapsed().as_secs_f64()
+    );
+    drop(events);
+    world.guest.wait_for_postgres();
+    world.guest.ssh("mount /dev/vdb /mnt/scratch; touch /root/seen");
+    let result = session.summary.result.as_deref();
+    assert!(matches!(result, Some("success" | "warning")), "{session:#?}");
+    assert_clean_receipt(&session);
+    let point = point_of(world, &session);
+    assert_eq!(point.level, "application", "the reset came after the snapshot");
+    world.lull(&["restore-point", "verify", &point.id.to_string()]).ok();
+    world.lull(&["job", "remove", "reboots"]).ok();
+}
+
+/// The repository is gone at the next run: it fails and says so; once it is back, the chain goes on.
+pub fn repository_away_between_two_runs(world: &mut World) {
+    let before = succeeds(world, JOB);
+    let (repository, aside) = (world.folder.join("repository"), world.folder.join("repository-aside"));
+    std::fs::rename(&repository, &aside).unwrap();
+    let session = world.run_job(JOB);
+    assert_says(&sentence(&session), &["at the repository", &repository.display().to_string()]);
+    assert!(!repository.exists(), "it is not made anew: something may be mounted there");
+    std::fs::rename(&aside, &repository).unwrap();
+    let after = succeeds(world, JOB);
+    assert_eq!((after.kind.as_str(), after.parent), ("incremental", Some(before.id)));
+    world.lull(&["restore-point", "verify", &after.id.to_string()]).ok();
+}
+
+/// The second is refused, and says which session has the VM.
+pub fn two_jobs_at_once(world: &mut World) {
+    world.guest.ssh("dd if=/dev/urandom of=/root/bulk bs=1M count=64 conv=fsync 2>/dev/null");
+    world.make_job("slowly", &["--copy-limit", "16MiB"]);
+    let (id, events) = world.start_job("slowly");
+    events.until_step("copy");
+    let second = world.run_job(JOB);
+    assert_says(&sentence(&second), &[VM, &format!("session {id}")]);
+    let first = world.finished(id);
+    drop(events);
+    assert_eq!(first.summary.result.as_deref(), Some("success"), "{first:#?}");
+    world.guest.ssh("rm /root/bulk");
+    world.lull(&["job", "remove", "slowly"]).ok();
+}
