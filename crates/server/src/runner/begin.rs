@@ -79,6 +79,7 @@ async fn begin(
                 restore_point: RestorePointId::generate(),
                 copy_limit_bytes_per_s: job.copy_limit_bytes_per_s,
             }),
+            left_alone: None,
         },
     });
     let named = stored.map(|(job, _)| (job.job.id.0, job.job.name.as_str()));

@@ -3,6 +3,7 @@
 mod chains;
 mod debts;
 mod fake;
+mod falls_back;
 mod harness;
 mod interface;
 mod kills;
