@@ -218,6 +218,9 @@ pub struct Evidence {
     pub window: WindowEvidence,
     /// The snapshot.
     pub snapshot: SnapshotEvidence,
+    /// Why the guest was left alone from some step before the freeze on, where it was. Where it was not even looked into,
+    /// the snapshot of the VM's disks is all there is to judge.
+    pub left_alone: Option<String>,
 }
 
 /// What one file system in the restore point is worth. At most `file-system`: application consistency belongs to

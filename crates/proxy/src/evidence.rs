@@ -60,6 +60,8 @@ pub struct Facts<'a> {
     pub window: Option<&'a Window>,
     /// The snapshot; atomic where the hypervisor alone made it so.
     pub snapshot: SnapshotEvidence,
+    /// Why the guest was left alone before it was frozen, where it was.
+    pub left_alone: Option<&'a str>,
 }
 
 /// The evidence that follows from the facts.
@@ -74,6 +76,7 @@ pub fn evidence(facts: &Facts<'_>) -> Evidence {
         applications_searched: facts.inventory.is_some_and(|inventory| inventory.incomplete.is_empty()),
         window: facts.window.map(window).unwrap_or_default(),
         snapshot: SnapshotEvidence { atomic: facts.snapshot.atomic || frozen_at_once(facts), ..facts.snapshot },
+        left_alone: facts.left_alone.map(str::to_string),
     }
 }
 

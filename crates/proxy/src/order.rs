@@ -27,6 +27,10 @@ pub struct TaskSpec {
     pub settings: GuestProcessing,
     /// What for.
     pub work: Work,
+    /// No other proxy can take the task over.
+    pub last_proxy: bool,
+    /// Without a guest: why it is left alone, where the settings are not the reason.
+    pub left_alone_because: Option<String>,
 }
 
 /// What a task is for.
@@ -132,7 +136,10 @@ impl TaskSpec {
         if guest.is_none() && !matches!(work, Work::Backup(_)) {
             return Err(bad("asks for a freeze without a guest"));
         }
-        let spec = TaskSpec { task_id: order.task_id, epoch: order.epoch, vm_name, guest, qemu, settings, work };
+        let (last_proxy, because) = (order.last_proxy, order.left_alone_because);
+        let left_alone_because = Some(because).filter(|because| !because.is_empty());
+        let (task_id, epoch) = (order.task_id, order.epoch);
+        let spec = TaskSpec { task_id, epoch, vm_name, guest, qemu, settings, work, last_proxy, left_alone_because };
         spec.lease().check().map_err(|what| BadOrder(format!("the order for VM {}: {what}", spec.vm_name)))?;
         Ok(spec)
     }

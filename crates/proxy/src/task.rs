@@ -7,6 +7,7 @@
 //!
 //! What undoes what, and in which order, is [`lull_engine::timeline`]'s decision. Knows nothing of SSH or QMP.
 
+mod alone;
 mod awake;
 mod back;
 mod rest;
@@ -76,6 +77,8 @@ struct Run<'a> {
     progress: Progress,
     snapshot: SnapshotEvidence,
     files: Option<v1::RestorePointFiles>,
+    /// Why nothing more is done in the guest than undoing what was.
+    left_alone: Option<String>,
 }
 
 /// Carries the task out, forward and back; whatever happens, this is how it ended.
@@ -83,6 +86,7 @@ pub async fn run(task: Task<'_>) -> v1::Finished {
     let Task { spec, connector, image, snapshotter, hold, reporter, cancel, stop_index } = task;
     let session = |connector| GuestSession::new(connector, image, &spec.vm_name, reporter.clone(), cancel.clone());
     let guest = connector.map(session);
+    let left_alone = alone::from_the_beginning(&spec, guest.is_some());
     let mut run = Run {
         spec,
         guest,
@@ -94,6 +98,7 @@ pub async fn run(task: Task<'_>) -> v1::Finished {
         progress: Progress::default(),
         snapshot: SnapshotEvidence::default(),
         files: None,
+        left_alone,
     };
     let result = run.forward().await;
     run.reporter.let_go();
@@ -103,23 +108,29 @@ pub async fn run(task: Task<'_>) -> v1::Finished {
 impl Run<'_> {
     async fn forward(&mut self) -> Result<(), Stop> {
         self.ask_hypervisor().await?;
-        if self.guest.is_some() {
-            self.guest_step(Step::Connect).await?;
-            self.guest_step(Step::Deploy).await?;
+        for step in [Step::Connect, Step::Deploy] {
+            if self.in_guest() {
+                let result = self.guest_step(step).await;
+                self.or_leave_alone(result)?;
+            }
         }
         self.inventory().await?;
-        if self.guest.is_some() {
-            if self.has_script(ScriptStage::PreFreeze) {
-                self.guest_step(Step::PreScript).await?;
-            }
-            self.quiesce().await?;
+        if self.in_guest() && self.has_script(ScriptStage::PreFreeze) {
+            let result = self.guest_step(Step::PreScript).await;
+            self.or_leave_alone(result)?;
+        }
+        if self.in_guest() {
+            let result = self.quiesce().await;
+            self.or_leave_alone(result)?;
         }
         self.cancel.check()?;
         self.rest_and_snapshot().await?;
         if self.progress.begun.contains(&Step::Quiesce) {
-            self.guest_step(Step::Release).await?;
+            let result = self.guest_step(Step::Release).await;
+            self.or_warn(result)?;
         }
-        self.post_script().await?;
+        let result = self.post_script().await;
+        self.or_warn(result)?;
         self.cancel.check()?;
         self.copy_and_index().await
     }
@@ -186,7 +197,8 @@ impl Run<'_> {
 
     /// Where the component was lost on the way, a new one runs the script.
     async fn post_script(&mut self) -> Result<(), Stop> {
-        if self.has_script(ScriptStage::PostThaw) {
+        let in_guest = self.in_guest() || self.progress.begun.contains(&Step::PreScript);
+        if in_guest && self.has_script(ScriptStage::PostThaw) {
             if let Some(guest) = self.guest.as_mut().filter(|guest| !guest.has_component()) {
                 guest.redeploy().await.map_err(|e| failure::of_channel(Step::PostScript, &e))?;
             }
@@ -200,14 +212,15 @@ impl Run<'_> {
 
     /// What the guest is, and everything of the hypervisor that can be done ahead; both at once.
     async fn inventory(&mut self) -> Result<(), Stop> {
-        if self.guest.is_none() && self.snapshotter.is_none() {
+        if !self.in_guest() && self.snapshotter.is_none() {
             return Ok(());
         }
         let began = self.begin(Step::Inventory, "");
+        let in_guest = self.in_guest();
         let guest = async {
             match &mut self.guest {
-                Some(guest) => guest.take_inventory().await.map(Some),
-                None => Ok(None),
+                Some(guest) if in_guest => guest.take_inventory().await.map(Some),
+                _ => Ok(None),
             }
         };
         let hypervisor = async {
@@ -219,6 +232,7 @@ impl Run<'_> {
         // Both to their ends: what was prepared must be known to be undone.
         let (guest, hypervisor) = tokio::join!(guest, hypervisor);
         let hypervisor = hypervisor.map_err(|e| failure::of_hypervisor(Step::Inventory, &e).into());
+        let guest = self.or_leave_alone(guest).map(Option::flatten);
         let result = guest.and_then(|guest| hypervisor.map(|hypervisor| [guest, hypervisor]));
         self.end(Step::Inventory, began, result, |lines| {
             lines.iter().flatten().cloned().collect::<Vec<_>>().join("; ")
@@ -274,6 +288,7 @@ impl Run<'_> {
             excluded: &self.spec.settings.excluded_mount_points,
             window: guest.map(|guest| &guest.window),
             snapshot: self.snapshot,
+            left_alone: self.left_alone.as_deref(),
         })
     }
 }

@@ -125,6 +125,13 @@ fn judge_vm(
     if !evidence.snapshot.taken {
         return (None, vec![Reason::NoSnapshot]);
     }
+    let left_alone = evidence.left_alone.as_ref().map(|cause| Reason::LeftAlone { cause: cause.clone() });
+    if let (Some(reason), true, true) = (&left_alone, file_systems.is_empty(), applications.is_empty()) {
+        return match evidence.snapshot.atomic {
+            true => (Some(ConsistencyLevel::Crash), vec![reason.clone()]),
+            false => (None, vec![reason.clone(), Reason::NotAtomic]),
+        };
+    }
     // Every bound on the VM's level with its reason; the lowest decides, and all below the best are told.
     let mut bounds: Vec<(Option<ConsistencyLevel>, Reason)> = Vec::new();
     if !evidence.file_systems.iter().any(|fs| matches!(fs.role, Role::Root { .. })) {
@@ -169,7 +176,9 @@ fn judge_vm(
         None => Some(ConsistencyLevel::Application),
         Some((level, _)) => *level,
     };
-    let reasons = bounds.into_iter().map(|(_, reason)| reason).collect();
+    // It raises and lowers nothing: it says why what is proved is no more.
+    let first = left_alone.filter(|_| level < Some(ConsistencyLevel::FileSystem));
+    let reasons = first.into_iter().chain(bounds.into_iter().map(|(_, reason)| reason)).collect();
     (level, reasons)
 }
 

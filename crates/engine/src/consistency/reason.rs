@@ -123,6 +123,12 @@ pub enum Reason {
         /// The application's name.
         name: String,
     },
+    /// For the VM: guest processing ended before the freeze, or was not wanted.
+    #[error("nothing was frozen in the guest: {cause}")]
+    LeftAlone {
+        /// Why.
+        cause: String,
+    },
     /// For the VM: the search for applications did not end.
     #[error("applications were not looked for to the end")]
     NotSearched,

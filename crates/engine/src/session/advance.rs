@@ -237,6 +237,7 @@ fn sharpen(hold: &mut Hold, at: Option<(Step, Timestamp)>, report: &ProxyReport,
         }
         ProxyReport::Swept => hold.owed.hypervisor = false,
         ProxyReport::ReceiptClean => hold.owed.guest = false,
+        ProxyReport::GuestUntouched => (hold.owed.guest, hold.owed.frozen) = (false, false),
         _ => {}
     }
     at

@@ -42,6 +42,8 @@ pub enum ProxyReport {
     Swept,
     /// A fresh look into the guest found nothing of ours.
     ReceiptClean,
+    /// Nothing was done in the guest beyond logging in, and nothing will be.
+    GuestUntouched,
     /// It is done with the task.
     Finished {
         /// How the task ended.

@@ -2,7 +2,7 @@
 
 use lull_engine::consistency::{
     ApplicationEvidence, CallResult, ConsistencyLevel, Evidence, FileSystemEvidence, FreezeResult, QuiesceResult, Role,
-    SnapshotEvidence, SuperblockId, WindowEvidence, assess,
+    SnapshotEvidence, SuperblockId, WindowEvidence, assess, level_name,
 };
 
 pub const FROZEN: FreezeResult = FreezeResult::Attempted { freeze: CallResult::Ok, thaw: CallResult::Ok };
@@ -52,6 +52,7 @@ fn good() -> Evidence {
             no_gap: true,
         },
         snapshot: SnapshotEvidence { taken: true, atomic: true },
+        left_alone: None,
     }
 }
 
@@ -231,4 +232,32 @@ fn a_device_number_is_two_numbers() {
         Err("\"sda1\" is not a device number: it must look like 8:1".to_owned())
     );
     assert_eq!(serde_json::to_string(&sb(1)).expect("JSON"), "\"8:1\"");
+}
+
+#[test]
+fn a_guest_that_was_left_alone_is_as_after_a_power_cut_and_says_why() {
+    let cause = "the guest cannot be reached".to_string();
+    let check = |evidence: Evidence, expect: &str| {
+        let verdict = assess(&evidence);
+        let first = verdict.reasons.first().map(ToString::to_string).unwrap_or_default();
+        assert_eq!(format!("{}: {first}", level_name(verdict.level)), expect);
+    };
+    // Not even looked into: the snapshot of its disks is all there is.
+    let unseen = |atomic| Evidence {
+        snapshot: SnapshotEvidence { taken: true, atomic },
+        left_alone: Some(cause.clone()),
+        ..Evidence::default()
+    };
+    check(unseen(true), "crash: nothing was frozen in the guest: the guest cannot be reached");
+    check(unseen(false), "none: nothing was frozen in the guest: the guest cannot be reached");
+    check(Evidence { left_alone: None, ..unseen(true) }, "none: nothing is known about the root file system");
+    // Looked into: what is known of it counts, and the reason comes first.
+    let mut seen = Evidence { left_alone: Some(cause.clone()), window: WindowEvidence::default(), ..good() };
+    check(seen.clone(), "crash: nothing was frozen in the guest: the guest cannot be reached");
+    seen.file_systems[0].on_snapshot = false;
+    check(seen.clone(), "none: nothing was frozen in the guest: the guest cannot be reached");
+    seen.snapshot.taken = false;
+    check(seen, "none: no snapshot was taken");
+    // It is no evidence of anything itself.
+    assert_eq!(assess(&Evidence { left_alone: Some(cause), ..good() }), assess(&good()));
 }

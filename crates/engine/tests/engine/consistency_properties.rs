@@ -93,6 +93,7 @@ fn any_evidence() -> impl Strategy<Value = Evidence> {
                     no_gap: window.4,
                 },
                 snapshot: SnapshotEvidence { taken, atomic },
+                left_alone: None,
             }
         })
 }

@@ -69,6 +69,7 @@ fn any_report() -> impl Strategy<Value = ProxyReport> {
         Just(ProxyReport::FileStarted { path: "f".into() }),
         Just(ProxyReport::Swept),
         Just(ProxyReport::ReceiptClean),
+        Just(ProxyReport::GuestUntouched),
         (any_ending(), any_owed()).prop_map(|(ending, owed)| ProxyReport::Finished { ending, owed }),
     ]
 }
@@ -134,6 +135,7 @@ fn is_evidence(event: &TaskEvent) -> bool {
                 report: ProxyReport::Thawed { .. }
                     | ProxyReport::Swept
                     | ProxyReport::ReceiptClean
+                    | ProxyReport::GuestUntouched
                     | ProxyReport::StepEnded { step: Step::PostScript }
                     | ProxyReport::Finished { .. },
                 ..

@@ -31,7 +31,12 @@ impl Run<'_> {
             reasons: assessment.reasons.iter().map(Reason::to_string).collect(),
             summary: assessment.to_string(),
         };
-        let order = index_order(&self.spec);
+        let mut order = index_order(&self.spec).filter(|_| self.guest.is_some());
+        let has_component = self.guest.as_ref().is_some_and(|guest| guest.has_component());
+        if let (Some(_), Some(because), false) = (&order, &self.left_alone, has_component) {
+            self.reporter.info(format!("the guest's files are not listed: {because}"));
+            order = None;
+        }
         let Run { guest, snapshotter, reporter, cancel, stop_index, .. } = self;
         let (reporter, cancel, stop_index) = (&*reporter, &*cancel, &*stop_index);
         let index = async {

@@ -159,7 +159,11 @@ impl Run<'_> {
         v1::Finished {
             outcome: outcome.into(),
             failure_json,
-            evidence_json: if self.guest.is_some() { json(&evidence) } else { String::new() },
+            evidence_json: if self.guest.is_some() || self.left_alone.is_some() {
+                json(&evidence)
+            } else {
+                String::new()
+            },
             inventory_json: inventory.as_ref().map(json).unwrap_or_default(),
             restore_point: self.files.filter(|_| result.is_ok()),
             receipt: Some(receipt),

@@ -35,7 +35,7 @@ struct Times {
 impl Run<'_> {
     /// Freeze, snapshot (or hold, or nothing), thaw.
     pub(super) async fn rest_and_snapshot(&mut self) -> Result<(), Stop> {
-        if self.guest.is_none() {
+        if !self.in_guest() {
             return self.snapshot_unfrozen().await;
         }
         let began = self.begin(Step::Freeze, "");
@@ -52,20 +52,23 @@ impl Run<'_> {
             self.progress.done.insert(Step::Thaw);
         }
         let somebody_else = refused == Some(RefusalKind::SomebodyElse);
-        let may_go_on = settings.application_aware != ApplicationAware::RequireSuccess
-            && matches!(self.spec.work, Work::Backup(_))
-            && !somebody_else
-            && !self.progress.done.contains(&Step::Snapshot);
-        match stop {
-            Stop::Failed(failure) if may_go_on => {
-                self.reporter.warning(format!("{}; the restore point will be crash-consistent", failure.cause));
-                if !self.progress.done.contains(&Step::Thaw) {
-                    self.undo_freeze().await?;
-                }
-                self.snapshot_unfrozen().await
-            }
-            stop => Err(stop),
+        let taken = self.progress.done.contains(&Step::Snapshot);
+        // A snapshot that was begun and failed is not tried a second time on what it may have left.
+        let may_go_on = self.tries() && !somebody_else && (taken || !self.progress.begun.contains(&Step::Snapshot));
+        let failure = match stop {
+            Stop::Failed(failure) if may_go_on => failure,
+            stop => return Err(stop),
+        };
+        if taken {
+            let worth = "the restore point is no better than crash-consistent";
+            self.reporter.warning(format!("{}; {worth}", failure.cause));
+        } else {
+            self.leave_alone(&failure);
         }
+        if !self.progress.done.contains(&Step::Thaw) {
+            self.undo_freeze().await?;
+        }
+        if taken { Ok(()) } else { self.snapshot_unfrozen().await }
     }
 
     /// The window itself. `Ok(None)`: everything as it should be.

@@ -94,6 +94,7 @@ async fn begin(
                 copy_limit_bytes_per_s: job.copy_limit_bytes_per_s,
                 full_every: job.full_every(),
             }),
+            left_alone: None,
         },
     });
     let named = stored.map(|(job, _)| (job.job.id.0, job.job.name.as_str()));

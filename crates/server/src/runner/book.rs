@@ -195,6 +195,22 @@ impl Book {
         Ok(actions)
     }
 
+    /// A backup goes on without its guest, and this is why: from now on nothing is done there.
+    pub async fn leave_guest_alone(&self, task: Uuid, because: &str, now: Timestamp) -> Result<(), StoreError> {
+        let mut pages = self.pages.lock().await;
+        let Some(open) = pages.tasks.get_mut(&task) else { return Ok(()) };
+        let mut work = open.row.work.clone();
+        work.left_alone = Some(because.to_string());
+        let text = format!("{because}; the restore point will be crash-consistent");
+        let event = EventKind::Note { level: "warning".into(), text };
+        let about = Some((task, open.row.vm_name.clone()));
+        let writes = [Write::Work { task, work: Box::new(work.clone()) }, Write::Event { task: about, event }];
+        let published = self.store.write(open.row.session, &writes, now).await?;
+        open.row.work = work;
+        self.hub.publish(open.row.session, &published);
+        Ok(())
+    }
+
     /// Tells the followers of a session something that changes no state.
     pub async fn tell(&self, session: i64, event: EventKind, now: Timestamp) -> Result<(), StoreError> {
         let published = self.store.write(session, &[Write::Event { task: None, event }], now).await?;

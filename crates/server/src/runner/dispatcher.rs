@@ -7,6 +7,7 @@ use super::explain;
 use crate::infrastructure::{Snapshot, snapshot};
 use crate::server::Server;
 use crate::store::StoreError;
+use crate::store::sessions::TaskRow;
 use jiff::Timestamp;
 use lull_api::session::EventKind;
 use lull_engine::dispatch::{SPILL_AFTER_MS, Situation, WaitingTask, dispatch};
@@ -135,6 +136,10 @@ async fn assign(
     }
     for task in plan.unservable.iter().filter_map(|id| find(*id)) {
         let decision = select(&request(infrastructure, task));
+        if task.open.row.work.may_leave_alone() {
+            without_guest_after_all(server, infrastructure, task, &decision.to_string()).await;
+            continue;
+        }
         let explanation = explain::explanation(&decision, &infrastructure.servers);
         let told = EventKind::ProxyChosen { explanation };
         nobody(server, &task.open, decision.to_string(), Some(told)).await;
@@ -172,7 +177,7 @@ async fn give(server: &Arc<Server>, infrastructure: &Snapshot, task: &Waiting, t
 /// A backup without guest processing goes to the backup server as soon as that has a free slot.
 async fn without_guest(server: &Arc<Server>, infrastructure: &Snapshot, task: &Waiting) {
     let Some(to) = infrastructure.servers.iter().find(|server| server.is_backup_server) else { return };
-    let explanation = explain::without_guest(&task.vm.name, to);
+    let explanation = explain::without_guest(&task.vm.name, to, task.open.row.work.left_alone.as_deref());
     if task.tried.contains(&to.id) || to.state != ServerState::Online {
         let cause = "the backup server's own proxy is not online or has failed".to_string();
         return nobody(server, &task.open, cause, None).await;
@@ -181,6 +186,34 @@ async fn without_guest(server: &Arc<Server>, infrastructure: &Snapshot, task: &W
     if server.proxies.running(to.id.0) < to.slots {
         hand_over(server, &task.open, to.id, EventKind::ProxyChosen { explanation }).await;
     }
+}
+
+/// No proxy can serve the guest, and the backup goes on without it: the backup server's own proxy needs no way there.
+async fn without_guest_after_all(server: &Arc<Server>, infrastructure: &Snapshot, task: &Waiting, why: &str) {
+    let why: Vec<&str> = why.lines().map(str::trim).collect();
+    let because = format!("no guest interaction proxy can serve the VM: {}", why.join("; "));
+    if let Err(error) = server.book.leave_guest_alone(task.open.row.id, &because, infrastructure.now).await {
+        // It waits, and is looked at again.
+        tracing::error!(%error, vm = task.open.row.vm_name, "what becomes of the task cannot be recorded");
+        return;
+    }
+    let Some(open) = server.book.open_task(task.open.row.id).await else { return };
+    let task = Waiting { open, vm: task.vm.clone(), since: task.since, tried: task.tried.clone() };
+    without_guest(server, infrastructure, &task).await;
+}
+
+/// Whether another proxy could take a task over from the one that has it, as things are.
+pub async fn another_could(server: &Arc<Server>, task: &TaskRow, proxy: Uuid) -> Result<bool, StoreError> {
+    let infrastructure = snapshot(server).await?;
+    let Some(vm) = infrastructure.vms.iter().find(|vm| vm.id.0 == task.vm) else { return Ok(false) };
+    let Some(open) = server.book.open_task(task.id).await else { return Ok(false) };
+    let mut tried = match &open.row.state {
+        TaskState::Dispatched { hold } | TaskState::Running { hold, .. } => hold.tried.clone(),
+        TaskState::Waiting { .. } | TaskState::Recovering { .. } | TaskState::Finished { .. } => Vec::new(),
+    };
+    tried.push(ServerId(proxy));
+    let task = Waiting { vm: vm.clone(), since: infrastructure.now, tried, open };
+    Ok(select(&request(&infrastructure, &task)).chosen.is_some())
 }
 
 async fn hand_over(server: &Arc<Server>, open: &OpenTask, proxy: ServerId, told: EventKind) {

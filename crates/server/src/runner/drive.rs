@@ -3,6 +3,7 @@
 
 use super::actions::record;
 use super::book::{Happening, unstored};
+use super::dispatcher;
 use super::listing::Listing;
 use super::order::{self, NoOrder, Targets};
 use super::report::{self, Heard, Sent};
@@ -57,8 +58,21 @@ pub async fn drive(server: &Arc<Server>, task: Uuid, proxy: ServerId, epoch: u64
     let Some(link) = server.proxies.get(proxy) else {
         return record(server, task, lost("it is no longer in the backup infrastructure".into())).await;
     };
-    let end = match order::targets(&server.store, &server.secrets, &open.row).await {
-        Ok(targets) => call(server, link, &open.row, epoch, targets).await,
+    let mut row = open.row;
+    let mut targets = order::targets(&server.store, &server.secrets, &row).await;
+    if let Err(NoOrder::Task(failure)) = &targets
+        && at_the_login(failure)
+        && row.work.may_leave_alone()
+    {
+        // Written down first: a server that starts again must not try that credential either.
+        row.work.left_alone = Some(failure.cause.clone());
+        targets = match server.book.leave_guest_alone(task, &failure.cause, Timestamp::now()).await {
+            Ok(()) => order::targets(&server.store, &server.secrets, &row).await,
+            Err(error) => Err(error.into()),
+        };
+    }
+    let end = match targets {
+        Ok(targets) => call(server, link, &row, epoch, targets).await,
         Err(no_order) => Err(no_order),
     };
     let happening = match end {
@@ -79,6 +93,11 @@ pub async fn drive(server: &Arc<Server>, task: Uuid, proxy: ServerId, epoch: u64
     record(server, task, happening).await;
     // Its listing, if there is one, has a restore point now, or will never have one.
     server.catalog.wake.notify_one();
+}
+
+/// Whether it is the credential that stands in the way: it rests, or is gone.
+fn at_the_login(failure: &TaskFailure) -> bool {
+    failure.hop == Hop::Login && matches!(failure.class, FailureClass::RefusedCredential | FailureClass::Gone)
 }
 
 /// The task ends here and nothing went to the guest.
@@ -105,7 +124,9 @@ async fn call(
         let order = v1::TestOrder { vm_name: task.vm_name.clone(), guest: targets.guest, hypervisor };
         (sent, client.test_guest(order).await, Some(from_us))
     } else {
-        let (order, sent) = order::task_order(&server.store, &server.uses, task, epoch, targets).await?;
+        let last_proxy = !dispatcher::another_could(server, task, link.server.id).await?;
+        let (order, sent) =
+            order::task_order(&server.store, &server.uses, task, epoch, targets, last_proxy).await?;
         // The channel is empty, so there is room.
         let _ = to_proxy.try_send(Message::Order(order));
         let down = ReceiverStream::new(from_us).map(|message| v1::ToTask { message: Some(message) });

@@ -64,8 +64,9 @@ pub fn spilled(mut explanation: ProxyExplanation, to: &ManagedServer, tier: Tier
 }
 
 /// A backup without guest processing needs no way into the guest: the backup server's own proxy makes it.
-pub fn without_guest(vm: &str, server: &ManagedServer) -> ProxyExplanation {
-    let reason = "guest processing is disabled, so that no proxy is needed to reach the guest";
+pub fn without_guest(vm: &str, server: &ManagedServer, left_alone: Option<&str>) -> ProxyExplanation {
+    let because = left_alone.unwrap_or("guest processing is disabled");
+    let reason = format!("no proxy is needed to reach the guest: {because}");
     ProxyExplanation {
         vm: vm.to_string(),
         chosen: Some(server.name.clone()),
@@ -76,7 +77,7 @@ pub fn without_guest(vm: &str, server: &ManagedServer) -> ProxyExplanation {
             chosen: true,
             tier: None,
             running_tasks: server.running_tasks,
-            reason: reason.to_string(),
+            reason,
         }],
     }
 }

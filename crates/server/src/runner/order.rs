@@ -207,13 +207,14 @@ async fn parent(
     Ok(chosen.and_then(|id| points.into_iter().find(|point| point.id == id.0).ok_or(NoParent::First)))
 }
 
-/// The order for a task that is not a test, and what to remember of it.
+/// The order for a task that is not a test, and what to remember of it. `last_proxy`: no other can take it over.
 pub async fn task_order(
     store: &Store,
     uses: &Uses,
     task: &TaskRow,
     epoch: u64,
     targets: Targets,
+    last_proxy: bool,
 ) -> Result<(v1::TaskOrder, Sent), NoOrder> {
     let job_name = store.session(task.session).await?.and_then(|session| session.job_name);
     let mut parent_id = None;
@@ -261,6 +262,8 @@ pub async fn task_order(
         hypervisor,
         settings_json: json(&task.work.settings),
         work: Some(work),
+        last_proxy,
+        left_alone_because: task.work.left_alone.clone().unwrap_or_default(),
     };
     Ok((order, sent))
 }

@@ -262,8 +262,8 @@ async fn hear(
                 continue;
             }
             Some(Event::Progress(_) | Event::HoldReady(_) | Event::Frozen(_)) => continue,
-            // Nothing is listed in a recovery.
-            Some(Event::IndexFrame(_) | Event::IndexEnded(_)) => continue,
+            // Nothing is listed or backed up in a recovery.
+            Some(Event::IndexFrame(_) | Event::IndexEnded(_) | Event::GuestLeftAlone(_)) => continue,
         };
         record(server, open.row.id, Happening { events, told: vec![told], ..Default::default() }).await;
     }

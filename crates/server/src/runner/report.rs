@@ -105,6 +105,12 @@ pub fn happening(task: &TaskRow, sent: &Sent, heard: &mut Heard, event: Event, n
             happening.events = report(ProxyReport::Thawed { freeze_id: thawed.freeze_id });
             happening.told.push(EventKind::Thawed { window_us: thawed.window_us, no_gap: thawed.no_gap });
         }
+        Event::GuestLeftAlone(left) => {
+            if left.untouched {
+                happening.events = report(ProxyReport::GuestUntouched);
+            }
+            happening.refused = Some(left.refused).filter(|cause| !cause.is_empty());
+        }
         // Progress is not stored, listings go to the catalog, and the end is told by [`finished`].
         Event::Progress(_) | Event::IndexFrame(_) | Event::IndexEnded(_) | Event::Finished(_) => {}
     }
@@ -138,12 +144,9 @@ pub fn finished(
     end: v1::Finished,
     now: Timestamp,
 ) -> Happening {
-    let evidence = evidence(&end);
+    let evidence = evidence(task, sent, &end);
     let assessment = evidence.as_ref().ok().and_then(Option::as_ref).map(assess);
-    let mut outcome = outcome(task, &end, assessment.as_ref());
-    if let (false, true, Some(files)) = (sent.guest, end.evidence_json.is_empty(), &end.restore_point) {
-        (outcome.level, outcome.level_reasons) = without_guest(files.atomic);
-    }
+    let outcome = outcome(task, &end, assessment.as_ref());
     let (ending, told) = ending(task, heard, &end, evidence.as_ref().err(), assessment.as_ref());
 
     let mut happening = Happening { told, ..Default::default() };
@@ -182,22 +185,15 @@ pub fn finished(
     happening
 }
 
-/// A restore point that was made without looking into the guest: as after a power cut, if its disks are of one instant.
-fn without_guest(atomic: bool) -> (Option<String>, Vec<String>) {
-    let (level, reason) = if atomic {
-        (Some(ConsistencyLevel::Crash), "guest processing is disabled")
-    } else {
-        (None, "guest processing is disabled, and the disks are not of one instant")
-    };
-    (Some(level_name(level).to_string()), vec![reason.to_string()])
-}
-
 /// The evidence; `Ok(None)` where nothing was to be proved.
-fn evidence(end: &v1::Finished) -> Result<Option<Evidence>, String> {
+fn evidence(task: &TaskRow, sent: &Sent, end: &v1::Finished) -> Result<Option<Evidence>, String> {
     if end.evidence_json.is_empty() {
         // Of the guest nothing is proved; the snapshot there is.
         let atomic = end.restore_point.as_ref().map(|files| files.atomic);
-        let snapshot = |atomic| Evidence { snapshot: SnapshotEvidence { taken: true, atomic }, ..Default::default() };
+        let because = task.work.left_alone.clone().unwrap_or_else(|| "guest processing is disabled".into());
+        let left_alone = (!sent.guest).then_some(because);
+        let snapshot =
+            |atomic| Evidence { snapshot: SnapshotEvidence { taken: true, atomic }, left_alone, ..Default::default() };
         return Ok(atomic.map(snapshot));
     }
     serde_json::from_str(&end.evidence_json)

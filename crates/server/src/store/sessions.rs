@@ -105,11 +105,23 @@ pub struct TaskWork {
     pub settings: GuestProcessing,
     /// For a backup: where it goes.
     pub backup: Option<BackupPlan>,
+    /// Why the guest is left alone, where it turned out that it must be: a backup in *try* mode goes on without.
+    #[serde(default)]
+    pub left_alone: Option<String>,
 }
 
 impl TaskWork {
+    /// Whether the backup goes on where nothing can be done in the guest.
+    pub fn may_leave_alone(&self) -> bool {
+        self.kind == SessionKind::Backup && self.settings.application_aware == ApplicationAware::Try && self.in_guest()
+    }
+
     /// Whether anything is to be done in the guest.
     pub fn in_guest(&self) -> bool {
+        self.left_alone.is_none() && self.wants_guest()
+    }
+
+    fn wants_guest(&self) -> bool {
         self.settings.application_aware != ApplicationAware::Disabled || self.kind != SessionKind::Backup
     }
 

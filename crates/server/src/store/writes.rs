@@ -3,7 +3,7 @@
 
 use super::infrastructure::HostKeyRow;
 use super::restore_points::RestorePointRow;
-use super::sessions::TaskOutcome;
+use super::sessions::{TaskOutcome, TaskWork};
 use super::{Store, StoreError, json};
 use crate::instant::{rfc3339, us};
 use jiff::Timestamp;
@@ -29,6 +29,13 @@ pub enum Write {
         task: Uuid,
         /// The state.
         state: Box<TaskState>,
+    },
+    /// What a task has to do, where that changed.
+    Work {
+        /// The task.
+        task: Uuid,
+        /// What.
+        work: Box<TaskWork>,
     },
     /// What came of a task so far.
     Outcome {
@@ -137,6 +144,10 @@ impl Store {
                     .bind(!finished)
                     .bind(held);
                 ("task on the VM", query)
+            }
+            Write::Work { task, work } => {
+                let sql = "UPDATE tasks SET work = $2 WHERE id = $1";
+                ("task", sqlx::query(sql).bind(task.to_string()).bind(json(work)))
             }
             Write::Outcome { task, outcome } => {
                 let sql = "UPDATE tasks SET outcome = $2 WHERE id = $1";

@@ -49,6 +49,8 @@ pub struct Script {
     pub recoveries_fail_with: Option<FailureClass>,
     /// The task ends well, but a later login was refused.
     pub refused: String,
+    /// The guest refuses the login, and the backup goes on without it.
+    pub refused_at_login: bool,
     /// A backup that was to build on another is full, for this reason.
     pub falls_back: Option<String>,
     /// Pieces of the listing of the guest's files; nothing is listed where there are none.
@@ -360,7 +362,17 @@ impl Fake {
             Some(v1::task_order::Work::Backup(backup)) => Some(backup.clone()),
             _ => None,
         };
-        let guest = order.guest.is_some();
+        let refused = up.script.refused_at_login && order.guest.is_some();
+        let guest = order.guest.is_some() && !refused;
+        if refused {
+            let (step, detail) = (Step::Connect.name().to_string(), String::new());
+            let started = v1::StepStarted { step: step.clone(), detail };
+            let ended = v1::StepEnded { step, outcome: "failed".into(), ..Default::default() };
+            let left = v1::GuestLeftAlone { refused: "login: no".into(), untouched: true };
+            for event in [Event::StepStarted(started), Event::StepEnded(ended), Event::GuestLeftAlone(left)] {
+                sent(up.event(event).await)?;
+            }
+        }
         for step in Step::ALL {
             let in_guest = !matches!(step, Step::Snapshot | Step::Copy | Step::Verify | Step::Inventory);
             let at_hypervisor = matches!(step, Step::Snapshot | Step::Copy | Step::Verify);
@@ -416,7 +428,14 @@ impl Fake {
         receipt.left_in_hypervisor = up.script.left_in_hypervisor.clone();
         Ok(v1::Finished {
             outcome: "success".into(),
-            evidence_json: if guest && backup.is_some() { evidence() } else { String::new() },
+            evidence_json: match (&backup, refused) {
+                (Some(_), true) => {
+                    serde_json::json!({"snapshot": {"taken": true, "atomic": true}, "left_alone": "login: no"})
+                        .to_string()
+                }
+                (Some(_), false) if guest => evidence(),
+                _ => String::new(),
+            },
             inventory_json: r#"{"os":"Debian GNU/Linux 12"}"#.into(),
             restore_point: backup.map(|backup| {
                 self.world.partial.store(false, Ordering::SeqCst);
@@ -434,7 +453,7 @@ impl Fake {
                 }
             }),
             receipt: Some(receipt),
-            refused: up.script.refused.clone(),
+            refused: if refused { "login: no".into() } else { up.script.refused.clone() },
             ..Default::default()
         })
     }

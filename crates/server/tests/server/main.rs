@@ -5,6 +5,7 @@ mod chains;
 mod clock;
 mod debts;
 mod fake;
+mod falls_back;
 mod harness;
 mod interface;
 mod kills;

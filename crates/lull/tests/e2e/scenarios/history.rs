@@ -80,11 +80,24 @@ pub fn server_killed_in_ingest(world: &mut World) {
 
 /// In mid-walk: the backup is as good as without it, the catalog says what it does not know.
 pub fn guest_reboots_in_mid_walk(world: &mut World) {
-    world.guest.ssh("mkdir /root/many; cd /root/many; seq 60000 | xargs touch; sync");
+    // Folders that must be read from a disk that is slow.
+    world
+        .guest
+        .ssh("cd /mnt/scratch; mkdir many; cd many; seq 2000 | xargs mkdir; sync; echo 3 >/proc/sys/vm/drop_caches");
+    throttle(world, 64 << 10);
     reboots(world, "index", &[]);
     let newest = table(world).restore_points.pop().unwrap();
     assert!(!newest.complete && newest.stopped_because.is_some(), "{newest:?}");
-    world.guest.ssh("rm -r /root/many");
+    world.guest.ssh("rm -r /mnt/scratch/many");
+}
+
+/// Lets the guest read and write so many bytes a second on its second disk; 0 for as many as it can.
+fn throttle(world: &World, bytes: u64) {
+    let zeros = ["bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"].map(|key| (key.to_string(), 0.into()));
+    let mut limits: serde_json::Map<String, serde_json::Value> = zeros.into_iter().collect();
+    limits.insert("id".into(), "/machine/peripheral/vd1/virtio-backend".into());
+    limits.insert("bps".into(), bytes.into());
+    world.qmp().ask("block_set_io_throttle", limits.into());
 }
 
 /// In mid-copy: the snapshot is what it was before.
@@ -138,8 +151,9 @@ pub fn two_jobs_at_once(world: &mut World) {
     world.make_job("slowly", &["--copy-limit", "16MiB"]);
     let (id, events) = world.start_job("slowly");
     events.until_step("copy");
-    let second = world.run_job(JOB);
-    assert_says(&sentence(&second), &[VM, &format!("session {id}")]);
+    let second = world.lull(&["job", "run", JOB]);
+    assert_eq!(second.code, 3, "{second:?}");
+    assert_says(&second.stderr, &["nothing was started", VM, &format!("session {id}")]);
     let first = world.finished(id);
     drop(events);
     assert_eq!(first.summary.result.as_deref(), Some("success"), "{first:#?}");
