@@ -125,8 +125,7 @@ async fn call(
         (sent, client.test_guest(order).await, Some(from_us))
     } else {
         let last_proxy = !dispatcher::another_could(server, task, link.server.id).await?;
-        let (order, sent) =
-            order::task_order(&server.store, &server.uses, task, epoch, targets, last_proxy).await?;
+        let (order, sent) = order::task_order(&server.store, &server.uses, task, epoch, targets, last_proxy).await?;
         // The channel is empty, so there is room.
         let _ = to_proxy.try_send(Message::Order(order));
         let down = ReceiverStream::new(from_us).map(|message| v1::ToTask { message: Some(message) });
