@@ -51,6 +51,7 @@ const HISTORY: &[Scenario] = &[
     Scenario { name: "guest reboots in mid-copy", play: history::guest_reboots_in_mid_copy },
     Scenario { name: "repository away between two runs", play: history::repository_away_between_two_runs },
     Scenario { name: "two jobs on one VM at once", play: history::two_jobs_at_once },
+    Scenario { name: "runs by itself and keeps one", play: history::runs_by_itself_and_keeps_one },
 ];
 
 /// In the order in which they are played.

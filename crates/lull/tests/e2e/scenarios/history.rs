@@ -162,3 +162,36 @@ pub fn two_jobs_at_once(world: &mut World) {
     world.guest.ssh("rm /root/bulk");
     world.lull(&["job", "remove", "slowly"]).ok();
 }
+
+/// A job that runs every minute, and keeps one restore point: what has expired leaves folder, list and catalog, and what stays is whole.
+pub fn runs_by_itself_and_keeps_one(world: &mut World) {
+    let before = world.newest_session();
+    world.make_job("clockwork", &["--schedule", "* * * * *", "--keep-last", "1", "--full-every", "1"]);
+    let begun = |after: i64| {
+        let newer = || Some(world.newest_session()).filter(|newest| *newest > after);
+        world.finished(wait_for(90, "the schedule begins a session", newer))
+    };
+    let first = begun(before);
+    assert!(first.summary.scheduled_for.is_some(), "{first:#?}");
+    assert_eq!(first.summary.result.as_deref(), Some("success"), "{first:#?}");
+    let expired = point_of(world, &first);
+    let second = begun(first.summary.id);
+    world.lull(&["job", "edit", "clockwork", "--no-schedule"]).ok();
+    world.finished(world.newest_session());
+    let gone = || world.points().iter().all(|point| point.id != expired.id).then_some(());
+    wait_for(60, "the expired restore point goes", gone);
+    assert!(!std::path::Path::new(&expired.directory).exists());
+    let indexed = table(world).restore_points;
+    assert!(indexed.iter().all(|point| point.id != expired.id), "{indexed:?}");
+    // A third run may have begun before the schedule was taken away.
+    let told = || {
+        let mut notes = (second.summary.id..=world.newest_session()).flat_map(|id| world.session(id).notes);
+        notes.find(|note| note.contains(&expired.id.to_string()) && note.contains("removed"))
+    };
+    println!("   {}", wait_for(30, "the session says so", told));
+    let kept = world.points().into_iter().find(|point| point.job.as_deref() == Some("clockwork")).expect("one stays");
+    world.lull(&["restore-point", "verify", &kept.id.to_string()]).ok();
+    world.lull(&["job", "remove", "clockwork"]).ok();
+    // The next backup of the VM sweeps the bitmap of the restore point before the newest, whatever became of that one.
+    succeeds(world, JOB);
+}
