@@ -1,5 +1,6 @@
 //! Jobs and their settings, as the REST interface shows them.
 
+use crate::notify::{Notify, NotifySettings};
 use crate::vm_settings::JobVm;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -18,6 +19,9 @@ pub struct NewJob {
     /// Guest processing settings; absent members take their defaults.
     #[serde(default)]
     pub guest: GuestSettings,
+    /// Whom to tell when a session ends.
+    #[serde(default, skip_serializing_if = "NotifySettings::is_empty")]
+    pub notify: NotifySettings,
 }
 
 /// Changes to a job: absent members stay as they are.
@@ -36,6 +40,9 @@ pub struct JobChange {
     /// Settings to change; absent members stay as they are.
     #[serde(default)]
     pub guest: Option<GuestSettings>,
+    /// Whom to tell when a session ends; absent members stay as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notify: Option<NotifySettings>,
 }
 
 /// Guest processing settings. Absent members mean *default* in a new job and *unchanged* in a change.
@@ -107,6 +114,9 @@ pub struct Job {
     pub repository: String,
     /// Settings.
     pub guest: GuestSettings,
+    /// Who is told when a session ends.
+    #[serde(default)]
+    pub notify: Notify,
     /// VMs that have settings otherwise than the job.
     #[serde(default)]
     pub overrides: Vec<JobVm>,

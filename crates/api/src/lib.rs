@@ -1,4 +1,4 @@
-//! The public REST interface under `/api/v1`: its types ([`infrastructure`], [`job`], [`vm_settings`], [`session`],
+//! The public REST interface under `/api/v1`: its types ([`infrastructure`], [`job`], [`vm_settings`], [`notify`], [`session`],
 //! [`problem`]) and a typed [`client`].
 //!
 //! Wherever a path takes an object, its name serves as well as its id. Times are RFC 3339 strings in UTC. Knows nothing
@@ -7,6 +7,7 @@
 pub mod client;
 pub mod infrastructure;
 pub mod job;
+pub mod notify;
 pub mod problem;
 pub mod session;
 pub mod vm_settings;

@@ -35,6 +35,9 @@ pub struct Session {
     pub summary: SessionSummary,
     /// One task per VM.
     pub tasks: Vec<Task>,
+    /// Warnings and remarks about the session as a whole.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// Number of its newest event: a stream from here misses none.
     pub last_event: u64,
 }

@@ -16,6 +16,7 @@ mod hub;
 mod infrastructure;
 mod instant;
 mod look;
+mod notify;
 mod proxies;
 pub mod rest;
 mod runner;
@@ -26,6 +27,7 @@ mod state_dir;
 mod store;
 
 pub use error::ServerError;
+pub use notify::NotifyPace;
 
 /// Name of the backup server in the list of managed servers.
 pub const BACKUP_SERVER_NAME: &str = "backup-server";
@@ -60,6 +62,8 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     /// Proxies in this process; [`LocalProxy::embedded`] is one of them.
     pub proxies: Vec<LocalProxy>,
+    /// How long and how often it is tried to tell somebody of a session.
+    pub notify: NotifyPace,
     /// Told once, when the server answers requests.
     pub ready: Option<oneshot::Sender<Ready>>,
 }
@@ -67,7 +71,13 @@ pub struct ServerConfig {
 impl ServerConfig {
     /// A server with its embedded proxy alone.
     pub fn new(state_dir: PathBuf, listen: SocketAddr, embedded: ServeProxy) -> Self {
-        ServerConfig { state_dir, listen, proxies: vec![LocalProxy::embedded(embedded)], ready: None }
+        ServerConfig {
+            state_dir,
+            listen,
+            proxies: vec![LocalProxy::embedded(embedded)],
+            notify: NotifyPace::default(),
+            ready: None,
+        }
     }
 }
 

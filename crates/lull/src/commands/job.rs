@@ -1,5 +1,6 @@
 //! `lull job`: backup jobs and their runs.
 
+use super::notify::{NotifyArgs, NotifyRemovalArgs};
 use super::removed;
 use super::settings::{BackupArgs, GuestArgs, RemovalArgs};
 use super::vm_settings::{self, VmSettingsArgs};
@@ -100,6 +101,8 @@ pub struct CreateArgs {
     guest: GuestArgs,
     #[command(flatten)]
     backup: BackupArgs,
+    #[command(flatten)]
+    notify: NotifyArgs,
 }
 
 /// What `job edit` takes.
@@ -122,6 +125,10 @@ pub struct EditArgs {
     removal: RemovalArgs,
     #[command(flatten)]
     backup: BackupArgs,
+    #[command(flatten)]
+    notify: NotifyArgs,
+    #[command(flatten)]
+    notify_removal: NotifyRemovalArgs,
 }
 
 /// Runs it.
@@ -154,18 +161,22 @@ pub async fn run(client: Client, screen: &Screen, command: JobCommand) -> Result
 
 async fn create(client: &Client, screen: &Screen, args: CreateArgs) -> Result<()> {
     let guest = GuestSettings { copy_limit_bytes_per_s: args.backup.copy_limit, ..args.guest.settings()? };
-    let job = NewJob { name: args.name, vms: args.vm, repository: args.repository, guest };
+    let notify = args.notify.settings()?;
+    let job = NewJob { name: args.name, vms: args.vm, repository: args.repository, guest, notify };
     show_saved(screen, &calls::create_job(client, &job).await?)
 }
 
 async fn edit(client: &Client, screen: &Screen, args: EditArgs) -> Result<()> {
     let mut guest = GuestSettings { copy_limit_bytes_per_s: args.backup.copy_limit, ..args.guest.settings()? };
     args.removal.apply(&mut guest);
+    let mut notify = args.notify.settings()?;
+    args.notify_removal.apply(&mut notify);
     let change = JobChange {
         name: args.rename,
         vms: (!args.vm.is_empty()).then_some(args.vm),
         repository: args.repository,
         guest: (guest != GuestSettings::default()).then_some(guest),
+        notify: (!notify.is_empty()).then_some(notify),
     };
     if change == JobChange::default() {
         return Err(

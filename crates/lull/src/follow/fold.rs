@@ -123,6 +123,7 @@ mod tests {
                 vms: vec!["pg".into()],
             },
             tasks: vec![],
+            notes: vec![],
             last_event: 0,
         }
     }

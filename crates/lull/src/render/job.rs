@@ -4,6 +4,7 @@ use super::table::{facts, or_dash, table};
 use super::text::list as sentence;
 use super::{Look, units};
 use lull_api::job::{GuestSettings, Job, SavedJob};
+use lull_api::notify::Notify;
 
 /// Jobs.
 pub fn list(jobs: &[Job], look: &Look) -> String {
@@ -26,6 +27,7 @@ pub fn job(job: &Job, look: &Look) -> String {
     let mut sheet =
         vec![("job", job.name.clone()), ("vms", job.vms.join("\n")), ("repository", job.repository.clone())];
     sheet.extend(settings(&job.guest));
+    sheet.extend(notify(&job.notify));
     let otherwise = job.overrides.iter().map(|vm| format!("{}: {}", vm.vm, vm.overrides.join(", ")));
     sheet.push(("otherwise", otherwise.collect::<Vec<_>>().join("\n")));
     if let Some(session) = job.last_session {
@@ -81,6 +83,20 @@ pub fn settings(guest: &GuestSettings) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// Nothing where nobody is told.
+fn notify(notify: &Notify) -> Vec<(&'static str, String)> {
+    if notify.url.is_none() && notify.command.is_none() {
+        return vec![];
+    }
+    let signed = if notify.has_secret { ", signed" } else { "" };
+    let url = notify.url.as_ref().map(|url| format!("{url}{signed}"));
+    vec![
+        ("notify url", url.unwrap_or_default()),
+        ("notify command", notify.command.clone().unwrap_or_default()),
+        ("notify on", notify.on.clone()),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,6 +122,12 @@ mod tests {
                 copy_limit_bytes_per_s: Some(0),
                 ..GuestSettings::default()
             },
+            notify: Notify {
+                url: Some("https://monitor.example/".into()),
+                has_secret: true,
+                on: "problems".into(),
+                command: Some("tell".into()),
+            },
             overrides: vec![JobVm { vm: "pg".into(), overrides: vec!["lease".into(), "scripts".into()] }],
             last_session: Some(7),
             last_result: Some("success".into()),
@@ -124,6 +146,9 @@ indexing           only /srv
                         /home
 proxy              prefer a, b; else none
 copy limit         none
+notify url         https://monitor.example/, signed
+notify command     tell
+notify on          problems
 otherwise          pg: lease, scripts
 last session       7, success
 "

@@ -80,6 +80,7 @@ pub fn running(kind: &str) -> Session {
             inventory: None,
             notes: vec![],
         }],
+        notes: vec![],
         last_event: 0,
     }
 }

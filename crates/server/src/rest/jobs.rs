@@ -3,12 +3,13 @@
 use super::answer::{Answer, bad_value};
 use super::body::Body;
 use super::names::{JOB, Place, VmIndex, checked, find};
-use super::{guest_settings, repositories, view, vm_settings};
+use super::{guest_settings, notify_settings, repositories, view, vm_settings};
 use crate::infrastructure::snapshot;
 use crate::runner::begin;
 use crate::server::Server;
 use crate::store::StoreError;
 use crate::store::jobs::StoredJob;
+use crate::store::notifications::Notify;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -92,6 +93,9 @@ pub async fn change(
         let servers = server.store.servers().await?;
         guest_settings::apply(&mut job.job.guest_processing, &mut job.copy_limit_bytes_per_s, &guest, &servers)?;
     }
+    if let Some(notify) = change.notify {
+        notify_settings::apply(&server, &mut job, notify)?;
+    }
     let warnings = valid(&server, &job).await?;
     server.store.update_job(&job).await?;
     Ok(Json(SavedJob { job: shown(&server, &job).await?, warnings }))
@@ -151,9 +155,11 @@ async fn built(server: &Server, new: NewJob) -> Answer<StoredJob> {
         },
         repository: repository.id,
         copy_limit_bytes_per_s: 0,
+        notify: Notify::default(),
     };
     let servers = server.store.servers().await?;
     guest_settings::apply(&mut job.job.guest_processing, &mut job.copy_limit_bytes_per_s, &new.guest, &servers)?;
+    notify_settings::apply(server, &mut job, new.notify)?;
     Ok(job)
 }
 
@@ -220,6 +226,7 @@ async fn shown(server: &Server, job: &StoredJob) -> Answer<Job> {
         name: job.job.name.clone(),
         vms: job.job.vms.iter().map(vm_name).collect(),
         repository: repository.map_or_else(|| job.repository.to_string(), |r| r.name),
+        notify: notify_settings::shown(&job.notify),
         overrides: vm_settings::overridden(job, &index),
         guest: guest_settings::shown(&job.job.guest_processing, job.copy_limit_bytes_per_s, &servers),
         last_session: last.map(|session| session.id),

@@ -35,7 +35,11 @@ pub async fn session_view(server: &Server, id: i64) -> Answer<Session> {
         let progress = server.hub.progress(task.id);
         task_view(task, &events, progress)
     });
-    Ok(Session { tasks: tasks.collect(), summary: summary(row), last_event })
+    let notes = events.iter().filter(|event| event.task.is_none()).filter_map(|event| match &event.event {
+        EventKind::Note { text, .. } => Some(text.clone()),
+        _ => None,
+    });
+    Ok(Session { tasks: tasks.collect(), summary: summary(row), notes: notes.collect(), last_event })
 }
 
 /// The session that a path names.

@@ -69,7 +69,12 @@ pub async fn perform(server: &Arc<Server>, task: Uuid, actions: Vec<Action>) {
             Action::SweepHypervisor { epoch, after_ms, .. } => {
                 server.spawn(hypervisor_swept(server.clone(), task, epoch, after_ms));
             }
-            Action::Requeue | Action::TaskClosed => server.wake.notify_one(),
+            Action::Requeue => server.wake.notify_one(),
+            Action::TaskClosed => {
+                server.wake.notify_one();
+                // It may have been the session's last.
+                server.notify_wake.notify_one();
+            }
             // Written together with the state.
             Action::RememberFailure { .. } | Action::ForgiveProxy { .. } | Action::RestCredential { .. } => {}
         }

@@ -1,5 +1,6 @@
 //! Jobs. The scope stands in a table of its own too, so that a VM in scope cannot vanish.
 
+use super::notifications::Notify;
 use super::{Store, StoreError, json};
 use lull_engine::job::Job;
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,9 @@ pub struct StoredJob {
     pub repository: Uuid,
     /// Limit of the copy, in bytes per second; 0 for none.
     pub copy_limit_bytes_per_s: u64,
+    /// Whom it tells of its sessions.
+    #[serde(default)]
+    pub notify: Notify,
 }
 
 impl Store {

@@ -8,7 +8,7 @@ use lull_api::client::ClientError;
 use lull_api::infrastructure::{Host, NewCredential, NewHost, NewRepository, Repository, Vm, VmChange};
 use lull_api::job::{GuestSettings, NewJob, SavedJob};
 use lull_api::session::{EventKind, Session, SessionEvent};
-use lull_server::{Ready, ServerConfig};
+use lull_server::{NotifyPace, Ready, ServerConfig};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -42,6 +42,7 @@ impl Server {
             state_dir: state_dir.to_path_buf(),
             listen: "127.0.0.1:0".parse().unwrap(),
             proxies: fakes.iter().map(Fake::local).collect(),
+            notify: NotifyPace { webhook_ms: 500, pauses_ms: vec![100, 200, 300], command_ms: 1_500 },
             ready: Some(ready),
         };
         runtime.spawn(async move {
@@ -165,7 +166,7 @@ pub async fn furnish(server: &Server, place: &Place, vms: &[&str], guest: GuestS
     let repository = NewRepository { name: "r".into(), path: place.repository.display().to_string() };
     let _: Repository = client.post("/repositories", &repository).await.unwrap();
     let vms = vms.iter().map(|vm| vm.to_string()).collect();
-    let job = NewJob { name: "j".into(), vms, repository: "r".into(), guest };
+    let job = NewJob { name: "j".into(), vms, repository: "r".into(), guest, notify: Default::default() };
     let _: SavedJob = client.post("/jobs", &job).await.unwrap();
 }
 

@@ -7,6 +7,7 @@ mod falls_back;
 mod harness;
 mod interface;
 mod kills;
+mod notify;
 mod overrides;
 mod quiesce;
 mod scenarios;

@@ -157,7 +157,7 @@ mod tests {
             ended_at: None,
             vms: vec![],
         };
-        let session = Some(Session { summary, tasks: vec![], last_event: 0 });
+        let session = Some(Session { summary, tasks: vec![], notes: vec![], last_event: 0 });
         let verdict = Verdict::of("pg", 1, &ran, Ending { session, no_gap });
         assert_eq!(verdict.exit_code, expect, "{verdict:?}");
         assert_eq!(verdict.inside, raw_status.is_some() && expect != 124, "{verdict:?}");
