@@ -156,6 +156,7 @@ impl LullServer {
             vms: vec![GUEST.to_string()],
             repository: "local".to_string(),
             guest: GuestSettings::default(),
+            notify: lull_api::notify::NotifySettings::default(),
         };
         let reach = VmChange {
             addresses: Some(vec!["127.0.0.1".to_string()]),

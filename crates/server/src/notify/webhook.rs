@@ -81,7 +81,7 @@ pub async fn post(server: &Server, owed: &Notification, report: &SessionReport) 
             return send(HttpConnector::new(), request).await;
         }
         let provider = rustls::crypto::ring::default_provider();
-        let tls = HttpsConnectorBuilder::new().with_provider_and_platform_verifier(provider);
+        let tls = HttpsConnectorBuilder::new().with_provider_and_native_roots(provider);
         let tls = tls.map_err(|error| format!("the system's certificates could not be used: {error}"))?;
         send(tls.https_only().enable_http1().build(), request).await
     };
