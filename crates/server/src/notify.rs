@@ -76,6 +76,10 @@ async fn look(
 ) -> Result<u64, StoreError> {
     let now_us = us(Timestamp::now());
     let mut sleep_ms = LOOK_MS_MAX;
+    if server.stopping.is_cancelled() {
+        // It would be cut off: the next start sees to it.
+        return Ok(sleep_ms);
+    }
     for owed in server.store.notifications().await? {
         if under_way.contains(&owed.id) || under_way.len() >= AT_ONCE_MAX {
             continue;

@@ -8,6 +8,7 @@ mod harness;
 mod interface;
 mod kills;
 mod notify;
+mod notify_tls;
 mod overrides;
 mod quiesce;
 mod scenarios;

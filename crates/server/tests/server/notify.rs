@@ -247,6 +247,24 @@ async fn a_command_that_a_kill_cut_off_is_not_started_again() {
     assert_eq!(std::fs::read_to_string(&runs).unwrap(), "run\n");
 }
 
+/// What a stopping server began would be cut off.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_a_stop_cancelled_is_told_at_the_next_start() {
+    let (place, fake, server) = one_vm().await;
+    let runs = place.dir.path().join("runs");
+    let text = format!("#!/bin/sh\nsleep 0.2\necho $LULL_SESSION $LULL_RESULT >> {}\n", runs.display());
+    program(&place, "slow", &text);
+    tells(&server, json!({"command": "slow"})).await;
+    fake.set(|script| script.hang_after = Some(12));
+    let id = server.run("j").await.summary.id;
+    server.until(id, "it is frozen", |s| s.tasks[0].steps.iter().any(|step| step.step == "freeze")).await;
+    server.stop().await.unwrap();
+    assert!(!runs.exists());
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    said(&server, id, "command slow was told of this session: exit code 0").await;
+    assert_eq!(std::fs::read_to_string(&runs).unwrap(), format!("{id} cancelled\n"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whom_to_tell_is_checked_when_the_job_is_saved() {
     let (place, _fake, server) = one_vm().await;
