@@ -1,5 +1,6 @@
 //! Jobs and their settings, as the REST interface shows them.
 
+use crate::notify::{Notify, NotifySettings};
 use crate::timing::{RetentionSettings, RetrySettings, ScheduleSettings, SkippedRun, present};
 use crate::vm_settings::JobVm;
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,9 @@ pub struct NewJob {
     /// A new full backup every so many restore points; 14 unless told, 1 to 365.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub full_every: Option<u32>,
+    /// Whom to tell when a session ends.
+    #[serde(default, skip_serializing_if = "NotifySettings::is_empty")]
+    pub notify: NotifySettings,
 }
 
 /// Changes to a job: absent members stay as they are.
@@ -63,6 +67,9 @@ pub struct JobChange {
     /// A new full backup every so many restore points; 1 to 365.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub full_every: Option<u32>,
+    /// Whom to tell when a session ends; absent members stay as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notify: Option<NotifySettings>,
 }
 
 /// Guest processing settings. Absent members mean *default* in a new job and *unchanged* in a change.
@@ -146,6 +153,9 @@ pub struct Job {
     pub retention: RetentionSettings,
     /// A new full backup every so many restore points.
     pub full_every: u32,
+    /// Who is told when a session ends.
+    #[serde(default)]
+    pub notify: Notify,
     /// VMs that have settings otherwise than the job.
     #[serde(default)]
     pub overrides: Vec<JobVm>,

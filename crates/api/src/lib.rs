@@ -1,4 +1,4 @@
-//! The public REST interface under `/api/v1`: its types ([`infrastructure`], [`job`], [`timing`], [`vm_settings`],
+//! The public REST interface under `/api/v1`: its types ([`infrastructure`], [`job`], [`timing`], [`vm_settings`], [`notify`],
 //! [`session`], [`catalog`], [`problem`]) and a typed [`client`].
 //!
 //! Wherever a path takes an object, its name serves as well as its id. Times are RFC 3339 strings in UTC. Knows nothing
@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod client;
 pub mod infrastructure;
 pub mod job;
+pub mod notify;
 pub mod problem;
 pub mod session;
 pub mod timing;

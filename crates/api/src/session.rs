@@ -41,6 +41,7 @@ pub struct Session {
     /// One task per VM.
     pub tasks: Vec<Task>,
     /// Warnings and remarks about the session as a whole, those that came after its end too.
+    #[serde(default)]
     pub notes: Vec<String>,
     /// Number of its newest event: a stream from here misses none.
     pub last_event: u64,

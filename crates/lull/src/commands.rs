@@ -6,6 +6,7 @@ pub mod credential;
 pub mod doctor;
 pub mod host;
 pub mod job;
+pub mod notify;
 pub mod proxy;
 pub mod quiesce;
 pub mod repository;

@@ -17,6 +17,7 @@ mod hub;
 mod infrastructure;
 mod instant;
 mod look;
+mod notify;
 mod proxies;
 mod removal;
 pub mod rest;
@@ -30,6 +31,7 @@ mod store;
 
 pub use clock::Clock;
 pub use error::ServerError;
+pub use notify::NotifyPace;
 
 /// Name of the backup server in the list of managed servers.
 pub const BACKUP_SERVER_NAME: &str = "backup-server";
@@ -66,6 +68,8 @@ pub struct ServerConfig {
     pub proxies: Vec<LocalProxy>,
     /// What time it is for schedules, retries and retention.
     pub clock: Clock,
+    /// How long and how often it is tried to tell somebody of a session.
+    pub notify: NotifyPace,
     /// Told once, when the server answers requests.
     pub ready: Option<oneshot::Sender<Ready>>,
 }
@@ -74,7 +78,8 @@ impl ServerConfig {
     /// A server with its embedded proxy alone.
     pub fn new(state_dir: PathBuf, listen: SocketAddr, embedded: ServeProxy) -> Self {
         let proxies = vec![LocalProxy::embedded(embedded)];
-        ServerConfig { state_dir, listen, proxies, clock: Clock::system(), ready: None }
+        let (clock, notify) = (Clock::system(), NotifyPace::default());
+        ServerConfig { state_dir, listen, proxies, clock, notify, ready: None }
     }
 }
 

@@ -84,6 +84,7 @@ mod guest_settings;
 mod hosts;
 mod jobs;
 mod names;
+mod notify_settings;
 mod proxies;
 mod repositories;
 mod restore_points;

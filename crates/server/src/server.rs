@@ -3,6 +3,7 @@
 use crate::catalog::FileCatalog;
 use crate::clock::Clock;
 use crate::hub::Hub;
+use crate::notify::NotifyPace;
 use crate::proxies::Proxies;
 use crate::removal::Uses;
 use crate::retention::RetentionQueue;
@@ -48,6 +49,10 @@ pub struct Server {
     pub looking: Mutex<BTreeSet<Uuid>>,
     /// Wakes the dispatcher.
     pub wake: Notify,
+    /// How long and how often it is tried to tell somebody of a session.
+    pub notify: NotifyPace,
+    /// Wakes whoever tells of sessions.
+    pub notify_wake: Notify,
     /// Set once no new work is taken.
     pub stopping: CancellationToken,
     /// Set once the last task is over, so that whoever follows events is let go.

@@ -78,6 +78,8 @@ pub async fn run(
     let recovering_tasks = recovery::reopen(&server).await?;
     let cataloguing = server.clone();
     server.spawn(async move { crate::catalog::run(&cataloguing).await });
+    let telling = server.clone();
+    server.spawn(async move { crate::notify::run(&telling).await });
     let dispatching = server.clone();
     server.spawn(async move { dispatcher::run(&dispatching).await });
     let looking = server.clone();
@@ -122,6 +124,8 @@ async fn assemble(
         started,
         looking: Mutex::default(),
         wake: Notify::new(),
+        notify: config.notify.clone(),
+        notify_wake: Notify::new(),
         stopping: CancellationToken::new(),
         stopped: CancellationToken::new(),
         killed: CancellationToken::new(),

@@ -15,6 +15,7 @@ use std::time::Duration;
 pub mod credentials;
 pub mod infrastructure;
 pub mod jobs;
+pub mod notifications;
 pub mod restore_points;
 pub mod sessions;
 pub mod timing;
@@ -26,6 +27,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0002.sql"),
     include_str!("../migrations/0003.sql"),
     include_str!("../migrations/0004.sql"),
+    include_str!("../migrations/0005.sql"),
 ];
 /// `LULL`, in the header of the file.
 const APPLICATION_ID: i32 = 0x4c55_4c4c;

@@ -1,5 +1,6 @@
 //! `lull job`: backup jobs and their runs.
 
+use super::notify::{NotifyArgs, NotifyRemovalArgs};
 use super::removed;
 use super::settings::{BackupArgs, GuestArgs, RemovalArgs};
 use super::timing::{TimingArgs, TimingRemovalArgs};
@@ -104,6 +105,8 @@ pub struct CreateArgs {
     backup: BackupArgs,
     #[command(flatten)]
     timing: TimingArgs,
+    #[command(flatten)]
+    notify: NotifyArgs,
 }
 
 /// What `job edit` takes.
@@ -130,6 +133,10 @@ pub struct EditArgs {
     timing: TimingArgs,
     #[command(flatten)]
     timing_removal: TimingRemovalArgs,
+    #[command(flatten)]
+    notify: NotifyArgs,
+    #[command(flatten)]
+    notify_removal: NotifyRemovalArgs,
 }
 
 /// Runs it.
@@ -162,6 +169,7 @@ pub async fn run(client: Client, screen: &Screen, command: JobCommand) -> Result
 
 async fn create(client: &Client, screen: &Screen, args: CreateArgs) -> Result<()> {
     let guest = GuestSettings { copy_limit_bytes_per_s: args.backup.copy_limit, ..args.guest.settings()? };
+    let notify = args.notify.settings()?;
     let job = NewJob {
         name: args.name,
         vms: args.vm,
@@ -171,6 +179,7 @@ async fn create(client: &Client, screen: &Screen, args: CreateArgs) -> Result<()
         retries: args.timing.retried(),
         retention: args.timing.retained().flatten(),
         full_every: args.timing.full_every,
+        notify,
     };
     show_saved(screen, &calls::create_job(client, &job).await?)
 }
@@ -178,6 +187,8 @@ async fn create(client: &Client, screen: &Screen, args: CreateArgs) -> Result<()
 async fn edit(client: &Client, screen: &Screen, args: EditArgs) -> Result<()> {
     let mut guest = GuestSettings { copy_limit_bytes_per_s: args.backup.copy_limit, ..args.guest.settings()? };
     args.removal.apply(&mut guest);
+    let mut notify = args.notify.settings()?;
+    args.notify_removal.apply(&mut notify);
     let change = JobChange {
         name: args.rename,
         vms: (!args.vm.is_empty()).then_some(args.vm),
@@ -187,6 +198,7 @@ async fn edit(client: &Client, screen: &Screen, args: EditArgs) -> Result<()> {
         retries: args.timing.retried(),
         retention: args.timing.retained(),
         full_every: args.timing.full_every,
+        notify: (!notify.is_empty()).then_some(notify),
     };
     if change == JobChange::default() {
         return Err(

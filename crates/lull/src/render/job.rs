@@ -4,6 +4,7 @@ use super::table::{facts, or_dash, table};
 use super::text::list as sentence;
 use super::{Look, units};
 use lull_api::job::{GuestSettings, Job, SavedJob};
+use lull_api::notify::Notify;
 use lull_api::timing::RetentionSettings;
 
 /// Jobs.
@@ -31,6 +32,7 @@ pub fn job(job: &Job, look: &Look) -> String {
         vec![("job", job.name.clone()), ("vms", job.vms.join("\n")), ("repository", job.repository.clone())];
     sheet.extend(timing(job, look));
     sheet.extend(settings(&job.guest));
+    sheet.extend(notify(&job.notify));
     let otherwise = job.overrides.iter().map(|vm| format!("{}: {}", vm.vm, vm.overrides.join(", ")));
     sheet.push(("otherwise", otherwise.collect::<Vec<_>>().join("\n")));
     if let Some(session) = job.last_session {
@@ -131,6 +133,20 @@ pub fn settings(guest: &GuestSettings) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// Nothing where nobody is told.
+fn notify(notify: &Notify) -> Vec<(&'static str, String)> {
+    if notify.url.is_none() && notify.command.is_none() {
+        return vec![];
+    }
+    let signed = if notify.has_secret { ", signed" } else { "" };
+    let url = notify.url.as_ref().map(|url| format!("{url}{signed}"));
+    vec![
+        ("notify url", url.unwrap_or_default()),
+        ("notify command", notify.command.clone().unwrap_or_default()),
+        ("notify on", notify.on.clone()),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,6 +183,12 @@ mod tests {
             retries: RetrySettings { times: Some(3), pause_s: Some(600) },
             retention: RetentionSettings { last: Some(7), monthly: Some(1), ..Default::default() },
             full_every: 14,
+            notify: Notify {
+                url: Some("https://monitor.example/".into()),
+                has_secret: true,
+                on: "problems".into(),
+                command: Some("tell".into()),
+            },
             overrides: vec![JobVm { vm: "pg".into(), overrides: vec!["lease".into(), "scripts".into()] }],
             last_session: Some(7),
             last_result: Some("success".into()),
@@ -191,6 +213,9 @@ indexing           only /srv
                         /home
 proxy              prefer a, b; else none
 copy limit         none
+notify url         https://monitor.example/, signed
+notify command     tell
+notify on          problems
 otherwise          pg: lease, scripts
 last session       7, success
 "

@@ -11,6 +11,9 @@ const TIME_COLUMNS: usize = 11;
 /// The whole tree. With `why`, every candidate of the proxy choice and what was found in the guest are in it too.
 pub fn tree(session: &Session, look: &Look, why: bool) -> String {
     let mut text = headline(&session.summary, look) + "\n";
+    for note in &session.notes {
+        text.push_str(&format!("{} {}\n", look.paint(Tone::Faint, "note:"), one_line(note)));
+    }
     for (n, task) in session.tasks.iter().enumerate() {
         let last = n + 1 == session.tasks.len() && session.notes.is_empty();
         text.push_str(&task_tree(task, look, why, last));

@@ -7,6 +7,7 @@ use lull_api::infrastructure::{
     Finding, Host, Proxy, Repository, RepositoryScan, RestorePoint, ScanFinding, ServerStatus, Verification,
 };
 use lull_api::job::{GuestSettings, Job, SavedJob};
+use lull_api::notify::Notify;
 use lull_api::vm_settings::{SavedVmSettings, VmSettings};
 use serde::Serialize;
 use serde_json::json;
@@ -62,6 +63,7 @@ fn job() -> Job {
         retries: Default::default(),
         retention: Default::default(),
         full_every: 14,
+        notify: Notify { url: Some("https://monitor.example/".into()), has_secret: true, ..Notify::default() },
         overrides: vec![],
         last_session: Some(12),
         last_result: Some("success".into()),
@@ -283,6 +285,30 @@ fn jobs() {
     check(&["job", "show", "nightly"], "GET /jobs/nightly", json!(null), &job(), "last session       12, success");
     check(&["job", "list"], "GET /jobs", json!(null), &[job()], "nightly  shop  local");
     check_removal(&["job", "remove", "nightly"], "DELETE /jobs/nightly");
+}
+
+#[test]
+fn whom_a_job_tells() {
+    let fake = Fake::start();
+    let secret = fake.folder().join("secret");
+    std::fs::write(&secret, "s3cret\n").unwrap();
+    let secret = secret.to_str().unwrap();
+    let saved = SavedJob { job: job(), warnings: vec![] };
+    fake.script.answer("POST /jobs", &saved);
+    let args = ["job", "create", "nightly", "--vm", "shop", "--repository", "local", "--notify-on", "problems"];
+    let url = "https://monitor.example/";
+    let output = run(&fake, &[&args[..], &["--notify-url", url, "--notify-secret-file", secret]].concat());
+    assert_eq!(output.code, 0, "{output:?}");
+    assert!(output.stdout.contains("notify url         https://monitor.example/, signed"), "{output:?}");
+    let notify = &fake.script.requests()[0].body["notify"];
+    assert_eq!(*notify, json!({"url": url, "secret": "s3cret", "on": "problems"}));
+
+    fake.script.answer("PATCH /jobs/nightly", &saved);
+    run(&fake, &["job", "edit", "nightly", "--no-notify-url", "--notify-command", "tell"]);
+    let body = &fake.script.requests_of("PATCH")[0].body;
+    assert_eq!(body["notify"], json!({"url": "", "secret": "", "command": "tell"}));
+    let refused = run(&fake, &["job", "edit", "nightly", "--no-notify-command", "--notify-command", "tell"]);
+    assert_eq!(refused.code, 2, "{refused:?}");
 }
 
 #[test]

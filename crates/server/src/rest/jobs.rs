@@ -3,11 +3,12 @@
 use super::answer::{Answer, bad_value};
 use super::body::Body;
 use super::names::{JOB, Place, VmIndex, checked, find};
-use super::{guest_settings, repositories, timing, view, vm_settings};
+use super::{guest_settings, notify_settings, repositories, timing, view, vm_settings};
 use crate::infrastructure::snapshot;
 use crate::runner::begin;
 use crate::server::Server;
 use crate::store::jobs::StoredJob;
+use crate::store::notifications::Notify;
 use crate::store::timing::BegunBy;
 use axum::Json;
 use axum::extract::{Path, State};
@@ -110,6 +111,9 @@ pub async fn change(
     if let Some(given) = change.retention {
         job.retention = given.map(|given| timing::retained(job.retention, &given)).unwrap_or_default();
     }
+    if let Some(notify) = change.notify {
+        notify_settings::apply(&server, &mut job, notify)?;
+    }
     let warnings = valid(&server, &job).await?;
     let from = (job.schedule != scheduled).then(|| server.clock.now());
     server.store.update_job(&job, from).await?;
@@ -174,9 +178,11 @@ async fn built(server: &Server, new: NewJob) -> Answer<StoredJob> {
         schedule: new.schedule.map(|given| timing::scheduled(None, given)).transpose()?,
         retries: timing::retried(Retries::default(), &new.retries.unwrap_or_default()),
         retention: timing::retained(Retention::default(), &new.retention.unwrap_or_default()),
+        notify: Notify::default(),
     };
     let servers = server.store.servers().await?;
     guest_settings::apply(&mut job.job.guest_processing, &mut job.copy_limit_bytes_per_s, &new.guest, &servers)?;
+    notify_settings::apply(server, &mut job, new.notify)?;
     Ok(job)
 }
 
@@ -245,6 +251,7 @@ async fn shown(server: &Server, job: &StoredJob) -> Answer<Job> {
         name: job.job.name.clone(),
         vms: job.job.vms.iter().map(vm_name).collect(),
         repository: repository.map_or_else(|| job.repository.to_string(), |r| r.name),
+        notify: notify_settings::shown(&job.notify),
         overrides: vm_settings::overridden(job, &index),
         guest: guest_settings::shown(&job.job.guest_processing, job.copy_limit_bytes_per_s, &servers),
         schedule: job.schedule.as_ref().map(timing::schedule_shown),

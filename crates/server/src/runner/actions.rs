@@ -73,6 +73,8 @@ pub async fn perform(server: &Arc<Server>, task: Uuid, actions: Vec<Action>) {
             Action::TaskClosed => {
                 server.wake.notify_one();
                 server.clock.wake();
+                // It may have been the session's last.
+                server.notify_wake.notify_one();
             }
             // Written together with the state.
             Action::RememberFailure { .. } | Action::ForgiveProxy { .. } | Action::RestCredential { .. } => {}

@@ -117,6 +117,7 @@ async fn begin(
     server.book.close_if_done(begun.session, now).await?;
     server.clock.wake();
     server.wake.notify_one();
+    server.notify_wake.notify_one();
     Ok(begun.session)
 }
 

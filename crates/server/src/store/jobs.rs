@@ -1,5 +1,6 @@
 //! Jobs. The scope stands in a table of its own too, so that a VM in scope cannot vanish.
 
+use super::notifications::Notify;
 use super::{Store, StoreError, json};
 use jiff::Timestamp;
 use lull_engine::chain::POINTS_PER_CHAIN;
@@ -28,6 +29,9 @@ pub struct StoredJob {
     /// How long its restore points are kept.
     #[serde(default)]
     pub retention: Retention,
+    /// Whom it tells of its sessions.
+    #[serde(default)]
+    pub notify: Notify,
 }
 
 impl StoredJob {

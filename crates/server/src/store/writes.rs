@@ -9,7 +9,7 @@ use crate::instant::{rfc3339, us};
 use jiff::Timestamp;
 use lull_api::session::{EventKind, SessionEvent};
 use lull_engine::failover::{FailureMemory, Refusal, RememberedFailure};
-use lull_engine::session::{SessionState, TaskState};
+use lull_engine::session::{Outcome, SessionState, TaskState};
 use sqlx::{Row, Sqlite, Transaction};
 use uuid::Uuid;
 
@@ -98,6 +98,10 @@ impl Store {
                 events.push(event);
             } else {
                 self.apply(&mut tx, session, write, now).await?;
+            }
+            if let Write::Session(SessionState::Finished { outcome, .. }) = write {
+                let succeeded = *outcome == Outcome::Success;
+                self.enqueue_notifications(&mut tx, session, succeeded, us(now)).await?;
             }
         }
         sqlx::query("UPDATE sessions SET last_event = last_event + $2 WHERE id = $1")

@@ -8,7 +8,7 @@ use lull_api::client::ClientError;
 use lull_api::infrastructure::{Host, NewCredential, NewHost, NewRepository, Repository, Vm, VmChange};
 use lull_api::job::{GuestSettings, NewJob, SavedJob};
 use lull_api::session::{EventKind, Session, SessionEvent};
-use lull_server::{Clock, Ready, ServerConfig};
+use lull_server::{Clock, NotifyPace, Ready, ServerConfig};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -49,6 +49,7 @@ impl Server {
             listen: "127.0.0.1:0".parse().unwrap(),
             proxies: fakes.iter().map(Fake::local).collect(),
             clock: clock.clone(),
+            notify: NotifyPace { webhook_ms: 500, pauses_ms: vec![100, 200, 300], command_ms: 1_500 },
             ready: Some(ready),
         };
         runtime.spawn(async move {

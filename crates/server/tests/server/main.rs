@@ -9,6 +9,8 @@ mod falls_back;
 mod harness;
 mod interface;
 mod kills;
+mod notify;
+mod notify_tls;
 mod overrides;
 mod quiesce;
 mod retention;

@@ -199,3 +199,14 @@ fn several_tasks_hang_on_one_trunk_and_no_guest_paints_the_terminal() {
     assert!(text.contains("\n└─ pg-demo"));
     assert!(text.contains("\n├─ pg-demo"));
 }
+
+#[test]
+fn what_is_said_of_the_whole_session_stands_before_its_tasks() {
+    let told = "https://monitor.example was told of this session: it answered 204 No Content".to_string();
+    let session = Session { notes: vec![told], ..session(vec![]) };
+    let text = tree(&session, &Look::plain(None), false);
+    assert_eq!(
+        text.lines().nth(1),
+        Some("note: https://monitor.example was told of this session: it answered 204 No Content")
+    );
+}
