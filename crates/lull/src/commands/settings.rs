@@ -33,7 +33,7 @@ pub struct GuestArgs {
     /// Freeze without a checkpoint before.
     #[arg(long, conflicts_with = "checkpoint")]
     pub no_checkpoint: bool,
-    /// Longest checkpoint, as in 60s (default).
+    /// Longest checkpoint, as in 30s (default).
     #[arg(long, value_name = "TIME", value_parser = parse_duration_s)]
     pub checkpoint_timeout: Option<u64>,
     /// The guest thaws by itself when nobody renewed for so long, as in 5s (default).
