@@ -50,7 +50,7 @@ pub fn stopped_while_frozen(world: &mut World) {
 }
 
 pub fn while_copying(world: &mut World) {
-    world.make_job("slow", &["--copy-limit", "8MiB"]);
+    world.make_job("slow", &["--full-every", "1", "--copy-limit", "8MiB"]);
     let (id, events) = world.start_job("slow");
     events.until_step("copy");
     events.until(60, "progress", |event| matches!(event, EventKind::Progress { done_bytes: 1.., .. }));

@@ -111,7 +111,7 @@ pub fn play(world: &mut World) {
     let flags = ["--pre-freeze-script", &wait, "--post-thaw-script", &after];
     world.make_job("matrix", &flags);
     // Slow enough that a fault strikes while data is copied.
-    world.make_job("matrix-slow", &[&flags[..], &["--copy-limit", "256MiB"]].concat());
+    world.make_job("matrix-slow", &[&flags[..], &["--full-every", "1", "--copy-limit", "256MiB"]].concat());
     let key = key_file().display().to_string();
     world.lull(&["credential", "remove", "ops"]);
     world.lull(&["credential", "add", "ops", "--user", "ops", "--sudo-nopasswd", "--key", &key]).ok();
