@@ -27,7 +27,8 @@ pub fn at_each_step(world: &mut World) {
         let asked = world.lull(&["session", "cancel", &id.to_string()]);
         let session = world.finished(id);
         let result = session.summary.result.as_deref();
-        let too_late = *step == MAY_BE_TOO_LATE && result == Some("success");
+        // The backup was done; a listing that was not yet is cut, and that is a warning.
+        let too_late = *step == MAY_BE_TOO_LATE && matches!(result, Some("success" | "warning"));
         if !too_late {
             assert_eq!((result, asked.code), (Some("cancelled"), 0), "at {step}: {asked:?} {session:#?}");
             assert_eq!(events.end(), 7, "whoever follows is told, at {step}");
