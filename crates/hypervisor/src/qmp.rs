@@ -196,17 +196,8 @@ impl QmpClient {
             timeout(greeting_time, UnixStream::connect(path)).await.map_err(|_| busy())?.map_err(unreachable)?;
         let (read, write) = stream.into_split();
         let mut lines = Lines { reader: BufReader::new(read), line: Vec::new(), line_bytes_max: limits.line_bytes_max };
-        let command = "greeting".to_owned();
-        let version = match timeout(greeting_time, lines.next()).await.map_err(|_| busy())? {
-            Ok(line) => match parse(line) {
-                Ok(Incoming::Greeting(version)) => version,
-                Ok(other) => {
-                    return Err(QmpError::Protocol { command, cause: format!("{other:?} instead of a greeting") });
-                }
-                Err(cause) => return Err(QmpError::Protocol { command, cause }),
-            },
-            Err(ended) => return Err(ended.error("greeting")),
-        };
+        let greeted = timeout(greeting_time, greeting(&mut lines)).await.map_err(|_| busy())?;
+        let version = greeted.map_err(|ended| ended.error("greeting"))?;
         let (events, _) = broadcast::channel(1024);
         let shared = Arc::new(Shared { state: Mutex::default(), stopped_seen: AtomicBool::new(false), events });
         let reader = tokio::spawn(read_all(lines, shared.clone()));
@@ -214,7 +205,8 @@ impl QmpClient {
             shared,
             writer: tokio::sync::Mutex::new(write),
             reader,
-            next_id: AtomicU64::new(1),
+            // The answer to an earlier client's command may still reach us; it must match none of ours.
+            next_id: AtomicU64::new(u64::from(rand::random::<u32>()) << 20),
             limits,
             version,
         };
@@ -311,6 +303,18 @@ struct Registered<'a> {
 impl Drop for Registered<'_> {
     fn drop(&mut self) {
         self.shared.state().pending.remove(&self.id);
+    }
+}
+
+/// The version in the greeting. QEMU sends whoever is connected what it had yet to say to the client before, and that can
+/// come first: answers with an id and events are passed over.
+async fn greeting<R: AsyncRead + Unpin>(lines: &mut Lines<R>) -> Result<QemuVersion, Ended> {
+    loop {
+        match parse(lines.next().await?).map_err(Ended::Protocol)? {
+            Incoming::Greeting(version) => return Ok(version),
+            Incoming::Event(_) | Incoming::Return { .. } | Incoming::Error { id: Some(_), .. } => {}
+            Incoming::Error { id: None, class, desc } => return Err(Ended::Protocol(format!("{class}: {desc}"))),
+        }
     }
 }
 

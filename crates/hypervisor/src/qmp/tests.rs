@@ -34,6 +34,11 @@ struct Server {
 
 /// A server that greets, negotiates, does `script` with the first connection and then closes it.
 fn serve(script: Vec<Do>) -> Server {
+    serve_after("", script)
+}
+
+/// The same, with `leftovers` sent before the greeting.
+fn serve_after(leftovers: &'static str, script: Vec<Do>) -> Server {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("vm.qmp");
     let listener = UnixListener::bind(&path).unwrap();
@@ -41,7 +46,7 @@ fn serve(script: Vec<Do>) -> Server {
         let (stream, _) = listener.accept().await.unwrap();
         let (read, mut write) = stream.into_split();
         let mut lines = Lines { reader: BufReader::new(read), line: Vec::new(), line_bytes_max: 1 << 20 };
-        write.write_all(format!("{GREETING}\r\n").as_bytes()).await.unwrap();
+        write.write_all(format!("{leftovers}{GREETING}\r\n").as_bytes()).await.unwrap();
         let negotiation: Value = serde_json::from_slice(lines.next().await.unwrap()).unwrap();
         assert_eq!(negotiation["execute"], "qmp_capabilities");
         let answer = json!({"return": {}, "id": negotiation["id"]});
@@ -100,6 +105,18 @@ async fn answers_find_their_commands_in_any_order_and_events_come_between() {
     assert_eq!(events.recv().await.unwrap().name, "STOP");
     assert_eq!(events.recv().await.unwrap().data, json!({"id": "j"}));
     assert!(client.stopped_seen());
+}
+
+#[tokio::test]
+async fn what_the_client_before_was_yet_to_be_told_is_passed_over() {
+    let leftovers = "{\"return\": {\"name\": \"vm\"}, \"id\": 2}\r\n{\"event\": \"STOP\"}\r\n\
+                     {\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}, \"id\": 3}\r\n";
+    let stale = r#"{"return": "not yours", "id": 2}"#;
+    let script = vec![Do::Say(stale), Do::Expect("stop"), Do::Say(stale), Do::Answer(0, r#"{"return": {}}"#), Do::Hold];
+    let server = serve_after(leftovers, script);
+    let client = server.client().await;
+    assert!(!client.stopped_seen(), "an event of before the greeting says nothing about now");
+    assert_eq!(client.execute("stop", Value::Null).await, Ok(json!({})));
 }
 
 #[tokio::test]
