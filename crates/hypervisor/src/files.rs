@@ -200,16 +200,25 @@ impl SweptFiles {
     }
 }
 
+/// Which restore points a sweep of files covers.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Which {
+    /// This one only; its own maker, who holds its claim, asks.
+    pub only: Option<String>,
+    /// This one goes although it is finished: nobody knows of it.
+    pub unrecorded: Option<String>,
+}
+
 /// Removes what this VM's unfinished backups left in the fleecing folder and in the repository. Restore points that are whole,
-/// and those whose maker lives, stay. `only` limits it to one restore point, whose claim its own maker holds.
-pub(crate) fn sweep_files(repository: &Path, fleecing: &Path, vm: &str, only: Option<&str>) -> SweptFiles {
+/// and those whose maker lives, stay.
+pub(crate) fn sweep_files(repository: &Path, fleecing: &Path, vm: &str, which: &Which) -> SweptFiles {
     let mut swept = SweptFiles::default();
     let folder_name = plain(vm);
-    let wanted = |id: &str| only.is_none_or(|o| o == id);
+    let wanted = |id: &str| which.only.as_deref().is_none_or(|only| only == id);
     match metadata::folders(repository) {
         Ok(vm_dirs) => {
             for vm_dir in vm_dirs.iter().filter(|d| is_folder_of(d, &folder_name)) {
-                sweep_vm_dir(vm_dir, vm, only, &mut swept);
+                sweep_vm_dir(vm_dir, vm, which, &mut swept);
             }
         }
         Err(e) => swept.remaining.push(format!("whatever lies in {} ({e})", repository.display())),
@@ -248,25 +257,31 @@ fn fleece_owner(file: &str) -> Option<(&str, &str)> {
     (disk.parse::<usize>().is_ok() && names::is_restore_point_id(id)).then_some((vm, id))
 }
 
-fn sweep_vm_dir(vm_dir: &Path, vm: &str, only: Option<&str>, swept: &mut SweptFiles) {
+fn sweep_vm_dir(vm_dir: &Path, vm: &str, which: &Which, swept: &mut SweptFiles) {
     let points = match metadata::folders(vm_dir) {
         Ok(points) => points,
         Err(e) => return swept.remaining.push(format!("whatever lies in {} ({e})", vm_dir.display())),
     };
     for dir in points {
-        let claim_path = dir.join(CLAIM);
-        let Ok(claim_file) = File::open(&claim_path) else { continue };
+        let (claim_path, metadata_path) = (dir.join(CLAIM), dir.join(metadata::FILE_NAME));
         let id = dir.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let goes = which.unrecorded.as_deref() == Some(id) && metadata::read(&dir).is_ok_and(|point| point.vm == vm);
+        let claim_file = match File::open(&claim_path) {
+            Ok(file) => Some(file),
+            Err(_) if goes => None,
+            Err(_) => continue,
+        };
         // An unreadable claim was cut short while it was written; then the folder's name says whose it is.
-        let claimed = serde_json::from_reader::<_, Claim>(&claim_file).ok();
-        if only.is_some_and(|o| o != id) || claimed.is_some_and(|c| c.vm != vm) {
+        let claimed = claim_file.as_ref().and_then(|file| serde_json::from_reader::<_, Claim>(file).ok());
+        if which.only.as_ref().is_some_and(|only| only != id) || claimed.is_some_and(|c| c.vm != vm) {
             continue;
         }
-        if only.is_none() && matches!(claim_file.try_lock(), Err(TryLockError::WouldBlock)) {
+        let locked = |file: &File| matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+        if which.only.is_none() && claim_file.as_ref().is_some_and(locked) {
             swept.remaining.push(format!("restore point {id} in {} (being made by a living program)", dir.display()));
             continue;
         }
-        if dir.join(metadata::FILE_NAME).exists() {
+        if metadata_path.exists() && !goes {
             swept.note(&claim_path, fs::remove_file(&claim_path));
             continue;
         }
@@ -274,13 +289,16 @@ fn sweep_vm_dir(vm_dir: &Path, vm: &str, only: Option<&str>, swept: &mut SweptFi
             let path = entry.path();
             let name = entry.file_name();
             let ours = name.to_str().is_some_and(is_file_of_a_point);
-            if ours && path != claim_path {
+            if ours && path != claim_path && path != metadata_path {
                 swept.note(&path, fs::remove_file(&path));
             }
         }
-        // The claim goes last: as long as it is there, the next sweep finds the folder again.
-        let gone = fs::remove_file(&claim_path).and_then(|()| fs::remove_dir(&dir));
-        swept.note(&dir, gone);
+        // Metadata and claim go last: as long as one is there, the next sweep finds the folder again.
+        let gone = [&metadata_path, &claim_path].into_iter().try_for_each(|path| match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        });
+        swept.note(&dir, gone.and_then(|()| fs::remove_dir(&dir)));
     }
     // Fails, rightly, when other restore points are in it.
     let _ = fs::remove_dir(vm_dir);

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::backup::Ground;
 use crate::error::{ErrorClass, HypervisorError, Step};
-use crate::files::{self, FolderFault};
+use crate::files::{self, FolderFault, Which};
 use crate::host::{QemuHost, QemuVm};
 use crate::names::Role;
 use crate::qmp::{QmpClient, QmpError};
@@ -46,6 +46,8 @@ pub struct SweepOrder {
     pub fleecing_dir: PathBuf,
     /// The repository. Folders without `restore-point.json` are unfinished and go, unless their maker lives.
     pub repository_dir: PathBuf,
+    /// A restore point that nobody recorded: it goes although it is finished, unless its maker lives.
+    pub unrecorded: Option<String>,
 }
 
 /// What a sweep found and did.
@@ -82,7 +84,8 @@ pub async fn sweep(host: &QemuHost, vm: &str, order: &SweepOrder) -> Result<Swee
         Err(error) if error.class == ErrorClass::Busy => return Err(error),
         Err(error) => report.vm_gone = Some(error.to_string()),
     }
-    sweep_files(vm, &order.repository_dir, &order.fleecing_dir, None, &mut report).await;
+    let which = Which { unrecorded: order.unrecorded.clone(), ..Which::default() };
+    sweep_files(vm, &order.repository_dir, &order.fleecing_dir, which, &mut report).await;
     Ok(report)
 }
 
@@ -99,7 +102,8 @@ pub(crate) async fn undo(ground: Ground) -> Result<SweepReport, HypervisorError>
         };
     }
     // Also when the VM cannot be reached: QEMU may keep them open, but nobody finds them any more.
-    sweep_files(&ground.vm.name, &ground.order.repository_dir, &ground.order.fleecing_dir, only, &mut report).await;
+    let which = Which { only: only.map(str::to_owned), ..Which::default() };
+    sweep_files(&ground.vm.name, &ground.order.repository_dir, &ground.order.fleecing_dir, which, &mut report).await;
     result.map(|()| report).map_err(|e| ground.qmp(Step::Sweep, &e))
 }
 
@@ -236,10 +240,9 @@ fn accept_refusal(result: Result<Value, QmpError>) -> Result<(), QmpError> {
     }
 }
 
-async fn sweep_files(vm: &str, repository: &Path, fleecing: &Path, only: Option<&str>, report: &mut SweepReport) {
-    let (repository_dir, fleecing_dir, vm, only) =
-        (repository.to_owned(), fleecing.to_owned(), vm.to_owned(), only.map(str::to_owned));
-    let work = move || files::sweep_files(&repository_dir, &fleecing_dir, &vm, only.as_deref());
+async fn sweep_files(vm: &str, repository: &Path, fleecing: &Path, which: Which, report: &mut SweepReport) {
+    let (repository_dir, fleecing_dir, vm) = (repository.to_owned(), fleecing.to_owned(), vm.to_owned());
+    let work = move || files::sweep_files(&repository_dir, &fleecing_dir, &vm, &which);
     match files::on_a_thread(FILES_MS, work).await {
         Some(swept) => {
             report.removed.extend(swept.removed);

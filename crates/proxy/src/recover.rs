@@ -55,6 +55,8 @@ pub struct HypervisorSweep {
     pub repository_dir: PathBuf,
     /// Bitmaps that stay, by name.
     pub bitmaps_owed: Vec<String>,
+    /// The restore point that nobody recorded.
+    pub unrecorded: Option<String>,
 }
 
 /// Recovers, and gives the account.
@@ -80,6 +82,7 @@ pub async fn run(recovery: Recovery<'_>, reporter: Reporter, cancel: Cancel) -> 
             bitmaps_owed: hypervisor.bitmaps_owed.clone(),
             fleecing_dir: hypervisor.qemu.fleecing_dir.clone(),
             repository_dir: hypervisor.repository_dir.clone(),
+            unrecorded: hypervisor.unrecorded.clone(),
         };
         let host = QemuHost::new(&hypervisor.qemu.sockets_dir);
         match sweep(&host, &hypervisor.qemu.vm, &order).await {
@@ -401,7 +404,7 @@ mod tests {
             fleecing_dir: folder.path().join("fleecing"),
         };
         let repository_dir = folder.path().join("repository");
-        let hypervisor = Some(HypervisorSweep { qemu, repository_dir, bitmaps_owed: vec![] });
+        let hypervisor = Some(HypervisorSweep { qemu, repository_dir, bitmaps_owed: vec![], unrecorded: None });
         let recovery = Recovery {
             vm_name: "shop".into(),
             connector: None,

@@ -235,7 +235,9 @@ impl Proxy for ProxyService {
         let qemu = order.hypervisor.map(|target| order::qemu(&order.vm_name, target)).transpose();
         let bitmaps_owed = order::bitmap_names(&order.bitmaps_owed).map_err(|e| refuse(&e))?;
         let repository_dir = order.repository_dir.into();
-        let sweep = |qemu| HypervisorSweep { qemu, repository_dir, bitmaps_owed };
+        let unrecorded = Some(order.restore_point_id).filter(|id| !id.is_empty());
+        let unrecorded = unrecorded.map(|id| order::short_id(&id)).transpose().map_err(|e| refuse(&e))?;
+        let sweep = |qemu| HypervisorSweep { qemu, repository_dir, bitmaps_owed, unrecorded };
         let hypervisor = qemu.map_err(|e| refuse(&e))?.map(sweep);
         let (vm_name, maybe_frozen, excluded_mount_points) =
             (order.vm_name, order.maybe_frozen, order.excluded_mount_points);

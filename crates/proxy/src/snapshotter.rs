@@ -114,6 +114,7 @@ impl Snapshotter for QemuSnapshotter {
                     bitmaps_owed: owed,
                     fleecing_dir: self.qemu.fleecing_dir.clone(),
                     repository_dir: self.backup.repository_dir.clone(),
+                    unrecorded: None,
                 };
                 Ok(sweep(&QemuHost::new(&self.qemu.sockets_dir), &self.qemu.vm, &order).await?.removed)
             }

@@ -76,7 +76,6 @@ struct Run<'a> {
     stop_index: Cancel,
     progress: Progress,
     snapshot: SnapshotEvidence,
-    files: Option<v1::RestorePointFiles>,
     /// Why nothing more is done in the guest than undoing what was.
     left_alone: Option<String>,
 }
@@ -97,7 +96,6 @@ pub async fn run(task: Task<'_>) -> v1::Finished {
         stop_index,
         progress: Progress::default(),
         snapshot: SnapshotEvidence::default(),
-        files: None,
         left_alone,
     };
     let result = run.forward().await;

@@ -105,7 +105,7 @@ async fn the_files_of_a_real_guest_are_listed_and_nothing_of_ours_among_them() {
     task.words.send(v1::ToTask { message: Some(Message::StopIndex(stop)) }).await.unwrap();
     let finished = task.finished().await;
     assert_eq!(finished.outcome, "warning", "{}", task.words_told());
-    assert!(finished.restore_point.is_some());
+    assert!(task.restore_point().is_some());
     assert_eq!(ended(&task).stopped_because, "the disk is full");
     assert!(finished.receipt.unwrap().left_in_guest.is_empty());
 }

@@ -81,7 +81,7 @@ async fn a_backup_reaches_application_level_and_leaves_nothing() {
     assert_eq!(level(&finished), Some(ConsistencyLevel::Application));
     let words = task.words_told();
     assert!(words.contains(&format!("before {}", guest.name())), "the script's output is kept: {words}");
-    let files = finished.restore_point.unwrap();
+    let files = task.restore_point().unwrap();
     assert!(files.atomic && files.directory.starts_with(&*folder.path().to_string_lossy()), "{files:?}");
     let receipt = finished.receipt.unwrap();
     assert!(receipt.guest_checked && receipt.hypervisor_checked, "{receipt:?}");
@@ -194,7 +194,7 @@ async fn cancelled_at_any_step_the_guest_is_as_before() {
         task.words.send(v1::ToTask { message: Some(Message::Cancel(cancel)) }).await.unwrap();
         let finished = task.finished().await;
         assert_eq!(finished.outcome, "cancelled", "at {step}:\n{}", task.words_told());
-        assert!(finished.restore_point.is_none());
+        assert_eq!(task.restore_point(), None);
         let receipt = finished.receipt.unwrap_or_default();
         assert!(receipt.left_in_guest.is_empty() && receipt.left_in_hypervisor.is_empty(), "at {step}: {receipt:?}");
         assert_eq!(guest.ssh("ls /root/pre 2>/dev/null; true"), "", "at {step}: the post-thaw script ran");

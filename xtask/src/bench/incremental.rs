@@ -169,8 +169,12 @@ async fn same(restored: &Path, format: &str, disk: &Path) -> Result<()> {
 
 /// Removes all bitmaps of restore points, and their files.
 async fn clear(scene: &Scene) -> Result<()> {
-    let order =
-        SweepOrder { bitmaps_owed: Vec::new(), fleecing_dir: scene.fleecing(), repository_dir: scene.repository() };
+    let order = SweepOrder {
+        bitmaps_owed: Vec::new(),
+        fleecing_dir: scene.fleecing(),
+        repository_dir: scene.repository(),
+        unrecorded: None,
+    };
     let swept = sweep(&QemuHost::new(scene.vms()), GUEST, &order).await?;
     ensure!(swept.remaining.is_empty(), "left in the VM: {}", swept.remaining.join(", "));
     for entry in std::fs::read_dir(scene.repository()).context("listing the repository")? {

@@ -249,6 +249,9 @@ fn after_finished(ending: &Ending, hold: &Hold, actions: &mut Vec<Action>) -> Af
     let Ending::Failed { failure } = ending else {
         if !matches!(ending, Ending::Cancelled) {
             actions.push(Action::ForgiveProxy { proxy: hold.proxy });
+        } else if hold.restore_point.is_some() {
+            let messages = vec!["the restore point is recorded, and its task was cancelled after that".into()];
+            return close(&Ending::Warning { messages });
         }
         return close(ending);
     };
@@ -256,11 +259,14 @@ fn after_finished(ending: &Ending, hold: &Hold, actions: &mut Vec<Action>) -> Af
         actions.push(Action::RestCredential { cause: failure.cause.clone() });
     }
     // The proxy made all attempts that were its own to make.
-    if next_move(failure.class, u32::MAX) != NextMove::NextProxy {
-        return close(ending);
+    let of_the_proxy = next_move(failure.class, u32::MAX) == NextMove::NextProxy;
+    if of_the_proxy {
+        remember(hold, failure, actions);
     }
-    remember(hold, failure, actions);
-    after_interruption(hold, failure.clone(), true)
+    if of_the_proxy || hold.restore_point.is_some() {
+        return after_interruption(hold, failure.clone(), true);
+    }
+    close(ending)
 }
 
 fn remember(hold: &Hold, failure: &TaskFailure, actions: &mut Vec<Action>) {

@@ -345,6 +345,18 @@ fn a_restart_after_the_restore_point_was_recorded_does_not_lose_it() {
 }
 
 #[test]
+fn a_recorded_restore_point_stays_whatever_its_task_comes_to() {
+    let restore_point = RestorePointId(Uuid::nil());
+    for ending in [failed(FailureClass::GuestSide), failed(FailureClass::ProxyLost), Ending::Cancelled] {
+        let mut task = Task::running(Step::Index);
+        task.send(TaskEvent::RestorePointRecorded { epoch: 1, restore_point });
+        task.finish(ending.clone(), CLEAN);
+        assert_eq!(task.ending().outcome(), Outcome::Warning, "{ending:?}");
+        assert!(matches!(task.state, TaskState::Finished { restore_point: Some(_), .. }), "{ending:?}");
+    }
+}
+
+#[test]
 fn a_restart_in_the_middle_of_a_recovery_begins_it_anew_under_its_own_number() {
     let mut task = Task::running(Step::Freeze);
     task.send(TaskEvent::ProxyLost { epoch: 1, cause: "silent".into() });

@@ -33,7 +33,7 @@ impl Bed {
     }
 
     fn sweep(&self, vm: &str) -> SweptFiles {
-        sweep_files(&self.repository, &self.fleecing, vm, None)
+        sweep_files(&self.repository, &self.fleecing, vm, &Which::default())
     }
 
     fn files(&self) -> Vec<String> {
@@ -69,7 +69,8 @@ fn a_backup_whose_maker_lives_is_left_alone_but_undoes_itself() {
     let swept = bed.sweep("pg1");
     assert_eq!((swept.removed, bed.files()), (vec![], before));
     assert!(swept.remaining[0].contains("living program"));
-    sweep_files(&bed.repository, &bed.fleecing, "pg1", Some("ab"));
+    let only = Which { only: Some("ab".into()), ..Which::default() };
+    sweep_files(&bed.repository, &bed.fleecing, "pg1", &only);
     assert!(bed.files().is_empty());
     drop(claim);
 }
@@ -89,6 +90,27 @@ fn whole_restore_points_and_other_vms_stay() {
     assert!(left.iter().any(|f| f.ends_with("notes.txt")));
     assert!(!left.iter().any(|f| f.contains("dead")), "{left:?}");
     assert_eq!(left.iter().filter(|f| f.contains("pg1-b")).count(), 5, "{left:?}");
+}
+
+#[test]
+fn a_finished_restore_point_goes_where_it_was_recorded_nowhere() {
+    let bed = Bed::new();
+    let unrecorded = |id: &str| Which { unrecorded: Some(id.into()), ..Which::default() };
+    let sweep = |which: &Which| sweep_files(&bed.repository, &bed.fleecing, "pg1", which);
+    let metadata = |vm: &str| {
+        let point = metadata::RestorePointMetadata { vm: vm.into(), ..crate::chain::tests::point("ab", "") };
+        serde_json::to_vec(&point).unwrap()
+    };
+    for (vm, id) in [("pg1", "ab"), ("pg1", "cd"), ("pg2", "ab")] {
+        let (layout, _claim) = bed.begin(vm, id);
+        complete(&layout, &metadata(vm), || true).unwrap();
+    }
+    let swept = sweep(&unrecorded("ab"));
+    assert_eq!(swept.remaining, Vec::<String>::new());
+    let left = bed.files();
+    assert!(!left.iter().any(|f| f.contains("pg1-12345678/ab")), "{left:?}");
+    assert!(left.iter().any(|f| f.ends_with("cd/restore-point.json")) && left.iter().any(|f| f.contains("pg2-")));
+    assert_eq!(sweep(&unrecorded("ab")), SweptFiles::default());
 }
 
 #[test]

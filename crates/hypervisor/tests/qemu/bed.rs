@@ -107,6 +107,7 @@ impl Bed {
             bitmaps_owed: owed.iter().map(|b| (*b).to_owned()).collect(),
             fleecing_dir: self.fleecing.clone(),
             repository_dir: self.repository.clone(),
+            unrecorded: None,
         }
     }
 

@@ -200,8 +200,8 @@ async fn a_full_repository_does_not_hold_up_a_real_guest() {
     let (after, longest_ms) = guest.written();
     assert!(after > before && longest_ms < 3000, "{before} {after} {longest_ms}");
     assert_eq!(files_in(&repository), Vec::<PathBuf>::new());
-    let order =
-        SweepOrder { bitmaps_owed: vec![], fleecing_dir: guest.dir.path().join("fleece"), repository_dir: repository };
+    let fleecing_dir = guest.dir.path().join("fleece");
+    let order = SweepOrder { bitmaps_owed: vec![], fleecing_dir, repository_dir: repository, unrecorded: None };
     let swept = sweep(&guest.host(), &guest.name, &order).await.unwrap();
     assert_eq!((swept.removed, swept.remaining, swept.continued), (vec![], vec![], false));
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use lull_hypervisor::{BackupOrder, Base, Kind, PreparedBackup, RestorePointFiles, scan, verify};
+use lull_hypervisor::{BackupOrder, Base, Kind, PreparedBackup, RestorePointFiles, SweepOrder, scan, sweep, verify};
 use serde_json::{Value, json};
 
 use crate::bed::{Bed, MIB, Style, assert_same, copy, files_in, str, tool};
@@ -386,6 +386,13 @@ async fn killed_before_it_was_recorded_an_increment_leaves_a_usable_chain() {
         let scanned = scan(&bed.repository).unwrap();
         assert!(scanned.points.iter().all(|p| p.broken.is_none()) && scanned.strangers.is_empty(), "{scanned:?}");
         assert_eq!(scanned.points.len(), if stage == "finished" { 3 } else { 2 });
+        // Whoever knows that it was not recorded has it removed, finished or not.
+        let order = SweepOrder { unrecorded: Some("rp1".into()), ..bed.sweep_order(&["lull-rp2"]) };
+        let swept = sweep(&bed.host, "vm", &order).await.unwrap();
+        assert_eq!(swept.remaining, Vec::<String>::new());
+        let scanned = scan(&bed.repository).unwrap();
+        let left: Vec<&str> = scanned.points.iter().map(|p| p.point.metadata.restore_point.as_str()).collect();
+        assert_eq!((left, scanned.strangers.len()), (vec!["rp0", "rp2"], 0), "{stage}");
     }
 }
 

@@ -24,13 +24,15 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 impl Run<'_> {
     /// Copies and verifies, and lists the guest's files as the settings say.
     pub(super) async fn copy_and_index(&mut self) -> Result<(), Stop> {
-        let assessment = assess(&self.evidence());
+        let evidence = self.evidence();
+        let assessment = assess(&evidence);
         let proved = Proved {
             vm_name: self.spec.vm_name.clone(),
             level: level_name(assessment.level).into(),
             reasons: assessment.reasons.iter().map(Reason::to_string).collect(),
             summary: assessment.to_string(),
         };
+        let evidence_json = self.evidence_json(&evidence);
         let mut order = index_order(&self.spec).filter(|_| self.guest.is_some());
         let has_component = self.guest.as_ref().is_some_and(|guest| guest.has_component());
         if let (Some(_), Some(because), false) = (&order, &self.left_alone, has_component) {
@@ -49,8 +51,11 @@ impl Run<'_> {
         let backup = async {
             let mut half = Half { reporter, cancel, progress: Progress::default() };
             let result = match snapshotter {
-                Some(snapshotter) => half.backup(&mut **snapshotter, &proved).await.map(Some),
-                None => Ok(None),
+                Some(snapshotter) => half.backup(&mut **snapshotter, &proved).await.map(|files| {
+                    let files = Some(files);
+                    reporter.tell(Event::RestorePointDone(v1::RestorePointDone { files, evidence_json }));
+                }),
+                None => Ok(()),
             };
             if result.is_err() {
                 stop_index.cancel(BACKUP_FAILED);
@@ -63,8 +68,7 @@ impl Run<'_> {
             self.progress.begun.extend(progress.begun);
             self.progress.done.extend(progress.done);
         }
-        self.files = copied?;
-        Ok(())
+        copied
     }
 }
 

@@ -6,6 +6,7 @@ use super::Run;
 use crate::failure::{self, Stop};
 use crate::receipt::GuestLook;
 use crate::reporter::StepOutcome;
+use lull_engine::consistency::Evidence;
 use lull_engine::failover::FailureClass;
 use lull_engine::session::Hop;
 use lull_engine::timeline::{Step, Undo, still_to_run};
@@ -145,8 +146,13 @@ impl Run<'_> {
         );
     }
 
+    /// Empty where the guest was none of the task's business.
+    pub(super) fn evidence_json(&self, evidence: &Evidence) -> String {
+        if self.guest.is_some() || self.left_alone.is_some() { json(evidence) } else { String::new() }
+    }
+
     fn account(mut self, result: Result<(), Stop>, receipt: v1::Receipt) -> v1::Finished {
-        let evidence = self.evidence();
+        let evidence_json = self.evidence_json(&self.evidence());
         let inventory = self.guest.as_mut().and_then(|guest| guest.inventory.take());
         let refused =
             self.guest.as_ref().and_then(|guest| guest.refused()).map(ToString::to_string).unwrap_or_default();
@@ -159,13 +165,8 @@ impl Run<'_> {
         v1::Finished {
             outcome: outcome.into(),
             failure_json,
-            evidence_json: if self.guest.is_some() || self.left_alone.is_some() {
-                json(&evidence)
-            } else {
-                String::new()
-            },
+            evidence_json,
             inventory_json: inventory.as_ref().map(json).unwrap_or_default(),
-            restore_point: self.files.filter(|_| result.is_ok()),
             receipt: Some(receipt),
             refused,
         }

@@ -77,6 +77,14 @@ impl Running {
         finished
     }
 
+    /// The files of the restore point that it told of.
+    pub fn restore_point(&self) -> Option<v1::RestorePointFiles> {
+        self.told.iter().find_map(|event| match event {
+            Event::RestorePointDone(done) => done.files.clone(),
+            _ => None,
+        })
+    }
+
     /// Each step with how it ended: `connect ok, deploy ok, …`.
     pub fn steps(&self) -> String {
         let ended = self.told.iter().filter_map(|event| match event {

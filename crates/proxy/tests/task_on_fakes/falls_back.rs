@@ -85,7 +85,7 @@ async fn try_falls_back_level_by_level_and_says_why() {
             }
             assert_eq!((played.finished.outcome.as_str(), played.level()), ("warning", level), "{name}\n{words}");
             assert!(played.because().starts_with(because), "{name}: {}", played.because());
-            assert!(played.finished.restore_point.is_some(), "{name}");
+            assert!(played.is_point(), "{name}");
             let frozen = level == file_system || name == "thaw";
             assert_eq!(played.snapshotter.snapshot_of_frozen, Some(frozen), "{name}");
             assert_eq!(played.left_alone().is_some(), !frozen, "{name}\n{words}");

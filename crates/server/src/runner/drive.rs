@@ -183,7 +183,7 @@ async fn listen(
                 // Where it stands by all that was reported.
                 let open = server.book.open_task(task.id).await;
                 let state = open.map_or_else(|| task.state.clone(), |open| open.row.state);
-                return report::finished(task, &state, &sent, &heard, end, now);
+                return report::finished(task, &state, &sent, &heard, end);
             }
             Ok(Some(Some(Event::Progress(progress)))) => tell_progress(server, task, progress, now),
             Ok(Some(Some(Event::IndexFrame(frame)))) => listing.frame(server, task, &frame.compressed, &to_proxy).await,

@@ -263,7 +263,8 @@ async fn hear(
             }
             Some(Event::Progress(_) | Event::HoldReady(_) | Event::Frozen(_)) => continue,
             // Nothing is listed or backed up in a recovery.
-            Some(Event::IndexFrame(_) | Event::IndexEnded(_) | Event::GuestLeftAlone(_)) => continue,
+            Some(Event::IndexFrame(_) | Event::IndexEnded(_)) => continue,
+            Some(Event::RestorePointDone(_) | Event::GuestLeftAlone(_)) => continue,
         };
         record(server, open.row.id, Happening { events, told: vec![told], ..Default::default() }).await;
     }

@@ -34,6 +34,8 @@ pub struct Heard {
     pub hold_ready: bool,
     /// Fingerprint of the host key that was pinned by this call.
     pub pinned: Option<String>,
+    /// The restore point's files, once they are verified.
+    pub files: Option<v1::RestorePointFiles>,
 }
 
 /// What went out with the order, as far as the answers depend on it.
@@ -105,6 +107,7 @@ pub fn happening(task: &TaskRow, sent: &Sent, heard: &mut Heard, event: Event, n
             happening.events = report(ProxyReport::Thawed { freeze_id: thawed.freeze_id });
             happening.told.push(EventKind::Thawed { window_us: thawed.window_us, no_gap: thawed.no_gap });
         }
+        Event::RestorePointDone(done) => happening = restore_point(task, sent, heard, done, now),
         Event::GuestLeftAlone(left) => {
             if left.untouched {
                 happening.events = report(ProxyReport::GuestUntouched);
@@ -135,48 +138,57 @@ pub fn host_key(vm: Uuid, pinned: Option<&str>, seen: v1::HostKeySeen) -> Happen
     }
 }
 
-/// The proxy's account of the end, with the restore point where there is one. `state`: where the task stands.
-pub fn finished(
+/// The restore point is verified, and recorded at once: whatever becomes of the task, it is known.
+fn restore_point(
     task: &TaskRow,
-    state: &TaskState,
     sent: &Sent,
-    heard: &Heard,
-    end: v1::Finished,
+    heard: &mut Heard,
+    done: v1::RestorePointDone,
     now: Timestamp,
 ) -> Happening {
-    let evidence = evidence(task, sent, &end);
+    let (Some(backup), Some(files)) = (&task.work.backup, done.files) else { return Happening::default() };
+    // Of evidence that is not understood the end tells.
+    let Ok(Some(evidence)) = evidence(task, sent, &done.evidence_json, Some(&files)) else {
+        return Happening::default();
+    };
+    let assessment = assess(&evidence);
+    let incremental = files.kind == "incremental";
+    let row = RestorePointRow {
+        id: backup.restore_point.0,
+        vm: task.vm,
+        vm_name: task.vm_name.clone(),
+        job: Some(task.work.job.0),
+        job_name: sent.job_name.clone(),
+        session: task.session,
+        task: task.id,
+        repository: backup.repository.0,
+        created_us: us(heard.snapshot_at.unwrap_or(now)),
+        kind: if incremental { "incremental" } else { "full" }.into(),
+        parent: sent.parent.filter(|_| incremental),
+        full_because: Some(files.full_because.clone()).filter(|why| !why.is_empty()),
+        level: level_name(assessment.level).into(),
+        level_reasons: level_reasons(&assessment),
+        directory: files.directory.clone(),
+        disks: files.disks.clone(),
+        bytes: files.bytes,
+        bitmap: files.bitmap.clone(),
+        verified: None,
+    };
+    heard.files = Some(files);
+    let level_reasons = row.level_reasons.clone();
+    let outcome = Some(TaskOutcome { level: Some(row.level.clone()), level_reasons, ..Default::default() });
+    let recorded = TaskEvent::RestorePointRecorded { epoch: sent.epoch, restore_point: backup.restore_point };
+    Happening { writes: vec![Write::RestorePoint(Box::new(row))], outcome, ..Happening::event(recorded) }
+}
+
+/// The proxy's account of the end. `state`: where the task stands.
+pub fn finished(task: &TaskRow, state: &TaskState, sent: &Sent, heard: &Heard, end: v1::Finished) -> Happening {
+    let evidence = evidence(task, sent, &end.evidence_json, heard.files.as_ref());
     let assessment = evidence.as_ref().ok().and_then(Option::as_ref).map(assess);
-    let outcome = outcome(task, &end, assessment.as_ref());
+    let outcome = outcome(task, heard, &end, assessment.as_ref());
     let (ending, told) = ending(task, heard, &end, evidence.as_ref().err(), assessment.as_ref());
 
     let mut happening = Happening { told, ..Default::default() };
-    let is_point = matches!(ending, Ending::Success | Ending::Warning { .. });
-    if let (Some(backup), Some(files), true) = (&task.work.backup, &end.restore_point, is_point) {
-        let incremental = files.kind == "incremental";
-        happening.writes.push(Write::RestorePoint(Box::new(RestorePointRow {
-            id: backup.restore_point.0,
-            vm: task.vm,
-            vm_name: task.vm_name.clone(),
-            job: Some(task.work.job.0),
-            job_name: sent.job_name.clone(),
-            session: task.session,
-            task: task.id,
-            repository: backup.repository.0,
-            created_us: us(heard.snapshot_at.unwrap_or(now)),
-            kind: if incremental { "incremental" } else { "full" }.into(),
-            parent: sent.parent.filter(|_| incremental),
-            full_because: Some(files.full_because.clone()).filter(|why| !why.is_empty()),
-            level: outcome.level.clone().unwrap_or_else(|| level_name(None).into()),
-            level_reasons: outcome.level_reasons.clone(),
-            directory: files.directory.clone(),
-            disks: files.disks.clone(),
-            bytes: files.bytes,
-            bitmap: files.bitmap.clone(),
-            verified: None,
-        })));
-        let recorded = TaskEvent::RestorePointRecorded { epoch: sent.epoch, restore_point: backup.restore_point };
-        happening.events.push(recorded);
-    }
     let owed = owed_after_finish(state, &account(sent, &ending, end.receipt.as_ref()));
     let report = ProxyReport::Finished { ending, owed };
     happening.events.push(TaskEvent::Report { epoch: sent.epoch, report });
@@ -186,25 +198,28 @@ pub fn finished(
 }
 
 /// The evidence; `Ok(None)` where nothing was to be proved.
-fn evidence(task: &TaskRow, sent: &Sent, end: &v1::Finished) -> Result<Option<Evidence>, String> {
-    if end.evidence_json.is_empty() {
+fn evidence(
+    task: &TaskRow,
+    sent: &Sent,
+    json: &str,
+    files: Option<&v1::RestorePointFiles>,
+) -> Result<Option<Evidence>, String> {
+    if json.is_empty() {
         // Of the guest nothing is proved; the snapshot there is.
-        let atomic = end.restore_point.as_ref().map(|files| files.atomic);
+        let atomic = files.map(|files| files.atomic);
         let because = task.work.left_alone.clone().unwrap_or_else(|| "guest processing is disabled".into());
         let left_alone = (!sent.guest).then_some(because);
         let snapshot =
             |atomic| Evidence { snapshot: SnapshotEvidence { taken: true, atomic }, left_alone, ..Default::default() };
         return Ok(atomic.map(snapshot));
     }
-    serde_json::from_str(&end.evidence_json)
-        .map(Some)
-        .map_err(|error| format!("the proxy's evidence was not understood ({error})"))
+    serde_json::from_str(json).map(Some).map_err(|error| format!("the proxy's evidence was not understood ({error})"))
 }
 
-fn outcome(task: &TaskRow, end: &v1::Finished, assessment: Option<&Assessment>) -> TaskOutcome {
+fn outcome(task: &TaskRow, heard: &Heard, end: &v1::Finished, assessment: Option<&Assessment>) -> TaskOutcome {
     // A level belongs to a snapshot: ours, or the one that the caller of a hold took.
     let assessment = assessment.filter(|_| match task.work.kind {
-        SessionKind::Backup => end.restore_point.is_some(),
+        SessionKind::Backup => heard.files.is_some(),
         SessionKind::Quiesce => matches!(end.outcome.as_str(), "success" | "warning"),
         SessionKind::Rehearse | SessionKind::Test => false,
     });
@@ -266,11 +281,11 @@ fn ending(
             Err(error) => internal(format!("the proxy's failure was not understood ({error})")),
         },
         "success" | "warning" => {
-            if task.work.backup.is_some() && end.restore_point.is_none() {
-                return internal("the proxy reports success without a restore point".into());
-            }
             if let Some(malformed) = malformed {
                 return internal(malformed.clone());
+            }
+            if task.work.backup.is_some() && heard.files.is_none() {
+                return internal("the proxy reports success without a restore point".into());
             }
             let doubts = if task.work.kind == SessionKind::Backup {
                 assessment.map(|a| doubts(task.work.settings.application_aware, a)).unwrap_or_default()

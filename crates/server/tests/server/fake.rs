@@ -373,6 +373,13 @@ impl Fake {
                 sent(up.event(event).await)?;
             }
         }
+        let evidence_json = match (&backup, refused) {
+            (Some(_), true) => {
+                serde_json::json!({"snapshot": {"taken": true, "atomic": true}, "left_alone": "login: no"}).to_string()
+            }
+            (Some(_), false) if guest => evidence(),
+            _ => String::new(),
+        };
         for step in Step::ALL {
             let in_guest = !matches!(step, Step::Snapshot | Step::Copy | Step::Verify | Step::Inventory);
             let at_hypervisor = matches!(step, Step::Snapshot | Step::Copy | Step::Verify);
@@ -415,6 +422,12 @@ impl Fake {
                 }
                 sent(up.event(Event::IndexEnded(ended)).await)?;
             }
+            if let (Step::Verify, Some(backup)) = (step, &backup) {
+                self.world.partial.store(false, Ordering::SeqCst);
+                let files = Some(files(backup, up.script.falls_back.as_deref()));
+                let evidence_json = evidence_json.clone();
+                sent(up.event(Event::RestorePointDone(v1::RestorePointDone { files, evidence_json })).await)?;
+            }
             if step == Step::Copy {
                 let progress = v1::Progress { step: "copy".into(), done_bytes: 50, total_bytes: 100 };
                 sent(up.event(Event::Progress(progress)).await)?;
@@ -428,30 +441,8 @@ impl Fake {
         receipt.left_in_hypervisor = up.script.left_in_hypervisor.clone();
         Ok(v1::Finished {
             outcome: "success".into(),
-            evidence_json: match (&backup, refused) {
-                (Some(_), true) => {
-                    serde_json::json!({"snapshot": {"taken": true, "atomic": true}, "left_alone": "login: no"})
-                        .to_string()
-                }
-                (Some(_), false) if guest => evidence(),
-                _ => String::new(),
-            },
+            evidence_json,
             inventory_json: r#"{"os":"Debian GNU/Linux 12"}"#.into(),
-            restore_point: backup.map(|backup| {
-                self.world.partial.store(false, Ordering::SeqCst);
-                let full = backup.parent.is_none() || up.script.falls_back.is_some();
-                v1::RestorePointFiles {
-                    directory: format!("{}/db/{}", backup.repository_dir, backup.restore_point_id),
-                    bytes: 1_000,
-                    disk_bytes: 2_000,
-                    disks: vec!["disk0.qcow2".into()],
-                    bitmap: format!("lull-{}", backup.restore_point_id),
-                    atomic: true,
-                    kind: if full { "full" } else { "incremental" }.into(),
-                    full_because: up.script.falls_back.clone().unwrap_or(backup.full_because),
-                    read_bytes: 2_000,
-                }
-            }),
             receipt: Some(receipt),
             refused: if refused { "login: no".into() } else { up.script.refused.clone() },
             ..Default::default()
@@ -517,6 +508,22 @@ fn clean() -> v1::Receipt {
 }
 
 /// Everything was frozen inside the window.
+/// What a backup left in the repository.
+fn files(backup: &v1::BackupWork, falls_back: Option<&str>) -> v1::RestorePointFiles {
+    let full = backup.parent.is_none() || falls_back.is_some();
+    v1::RestorePointFiles {
+        directory: format!("{}/db/{}", backup.repository_dir, backup.restore_point_id),
+        bytes: 1_000,
+        disk_bytes: 2_000,
+        disks: vec!["disk0.qcow2".into()],
+        bitmap: format!("lull-{}", backup.restore_point_id),
+        atomic: true,
+        kind: if full { "full" } else { "incremental" }.into(),
+        full_because: falls_back.map_or_else(|| backup.full_because.clone(), str::to_string),
+        read_bytes: 2_000,
+    }
+}
+
 fn evidence() -> String {
     serde_json::json!({
         "file_systems": [{
