@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
 mod arguments;
+mod bare_walk;
 pub mod catalog;
 mod demo;
 mod figure;

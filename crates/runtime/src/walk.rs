@@ -28,7 +28,7 @@ pub mod walker;
 
 use crate::inventory::{self, Storage};
 use lull_guest_wire::{IndexOrder, IndexSummary};
-use moment::Moment;
+use moment::{ChangedAfter, Moment};
 use outgoing::Outgoing;
 use pace::Load;
 use packer::Packer;
@@ -51,8 +51,8 @@ pub struct Shared {
     pub starts: Vec<Start>,
     /// What is left out.
     pub noise: Noise,
-    /// Entries changed after this are marked, in microseconds by the guest's clock.
-    pub flag_ctime_after_us: Option<i64>,
+    /// Entries changed after this are marked.
+    pub changed_after: Option<ChangedAfter>,
     /// What is still to be walked.
     pub pending: Pending,
     /// Where the frames go.
@@ -66,7 +66,10 @@ pub fn run(order: &IndexOrder, frozen: Option<Moment>, outgoing: &Arc<Outgoing>)
     let mut notes = Vec::new();
     let mut tally = Tally::default();
     match inventory::storage() {
-        Ok(storage) => walk(order, frozen.map(|frozen| frozen.flag_after_us(began)), outgoing, &storage, &mut tally),
+        Ok(storage) => {
+            let freeze = frozen.map(|frozen| ChangedAfter::freeze(frozen, began));
+            walk(order, freeze, outgoing, &storage, &mut tally);
+        }
         Err(message) => outgoing.stop(message),
     }
     let ended = Moment::now();
@@ -83,7 +86,7 @@ pub fn run(order: &IndexOrder, frozen: Option<Moment>, outgoing: &Arc<Outgoing>)
 /// Walks on this storage. Whether it was stopped, and why, `outgoing` says.
 pub fn walk(
     order: &IndexOrder,
-    flag_after_us: Option<i64>,
+    freeze: Option<ChangedAfter>,
     outgoing: &Arc<Outgoing>,
     storage: &Storage,
     tally: &mut Tally,
@@ -102,7 +105,7 @@ pub fn walk(
         pending: Pending::new(found.starts.len()),
         starts: found.starts,
         noise,
-        flag_ctime_after_us: order.flag_ctime_after_us.or(flag_after_us),
+        changed_after: order.flag_ctime_after_us.map(ChangedAfter::time).or(freeze),
         outgoing: outgoing.clone(),
     });
     let mut walkers = Vec::new();

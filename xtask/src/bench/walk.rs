@@ -1,12 +1,14 @@
 //! `walk` and `walk-memory`: how fast the runtime component lists files, beside `find` and `fd`, and in how much memory.
 //!
 //! The component is the one that is put into guests, and is asked as a proxy asks it: over pipes, everything compressed. What comes is
-//! thrown away. `find` prints the same fields; `fd` prints paths and looks at nothing else. Their output is thrown away too. All
-//! read a tree that was read before.
+//! thrown away. `find` prints the same fields; `fd` prints paths and looks at nothing else. Their output is thrown away too. Beside
+//! them the system calls alone ([`super::bare_walk`]): no walker that looks at every entry is quicker. All read a tree that was read
+//! before.
 //!
 //! Knows how trees are walked, not how they are made ([`super::tree`]).
 
 use super::arguments::Arguments;
+use super::bare_walk;
 use super::figure::{Figure, Goal};
 use super::running::output;
 use super::statistics::median;
@@ -50,18 +52,23 @@ pub async fn measure(arguments: &Arguments) -> Result<Vec<Figure>> {
         Some(tree) => Tree::existing(tree)?,
         None => Tree::like_this_machine(ENTRIES_MIN).await?,
     };
-    let (mut ours, mut finds, mut fds) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ours, mut finds, mut fds, mut bares) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut last = None;
     // The first round warms the caches and does not count.
     for round in 0..=rounds {
         let walked = walk(&component, tree.path()).await?;
         let find = timed(find(tree.path()), "find").await?;
         let fd = timed(list(&fd, tree.path()), "fd").await?;
-        eprintln!("round {round}: walk {:.0} ms, find {find:.0} ms, fd {fd:.0} ms", walked.took_ms);
+        let bare = bare_walk::timed(tree.path())?;
+        eprintln!(
+            "round {round}: walk {:.0} ms, find {find:.0} ms, fd {fd:.0} ms, system calls alone {bare:.0} ms",
+            walked.took_ms
+        );
         if round > 0 {
             ours.push(walked.took_ms);
             finds.push(find);
             fds.push(fd);
+            bares.push(bare);
         }
         last = Some(walked);
     }
@@ -77,6 +84,7 @@ pub async fn measure(arguments: &Arguments) -> Result<Vec<Figure>> {
         Figure::new("walk, beside fd -u -j2, median", "ms", ours)
             .beside(median(&fds))
             .goal(Goal::RatioAtMost(1.0), counts),
+        Figure::new("walk, beside its system calls alone, median", "ms", ours).beside(median(&bares)),
         Figure::new("walk: sent for each entry", "bytes", sent_bytes as f64 / entries as f64),
         Figure::new("walk: resident", "MiB", resident_mib),
     ])

@@ -47,6 +47,7 @@ const FULL: &[Scenario] = &[Scenario { name: "whole job, LVM, XFS and ESP", play
 const HISTORY: &[Scenario] = &[
     Scenario { name: "files found again in every version", play: history::found_again },
     Scenario { name: "server killed in ingest", play: history::server_killed_in_ingest },
+    Scenario { name: "clock of the guest set back", play: history::clock_of_the_guest_set_back },
     Scenario { name: "guest reboots in mid-walk", play: history::guest_reboots_in_mid_walk },
     Scenario { name: "guest reboots in mid-copy", play: history::guest_reboots_in_mid_copy },
     Scenario { name: "repository away between two runs", play: history::repository_away_between_two_runs },

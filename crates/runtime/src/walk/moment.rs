@@ -51,6 +51,38 @@ impl Moment {
     }
 }
 
+/// Tells by its ctime whether an entry was changed after a freeze.
+#[derive(Debug, Clone, Copy)]
+pub struct ChangedAfter {
+    after_us: i64,
+    frozen: Option<Moment>,
+}
+
+impl ChangedAfter {
+    /// After this time by the guest's clock, whatever the clock did.
+    pub fn time(after_us: i64) -> ChangedAfter {
+        ChangedAfter { after_us, frozen: None }
+    }
+
+    /// After this freeze; the walk begins at `began`.
+    pub fn freeze(frozen: Moment, began: Moment) -> ChangedAfter {
+        ChangedAfter { after_us: frozen.flag_after_us(began), frozen: Some(frozen) }
+    }
+
+    /// Whether it was, or may have been.
+    pub fn holds(self, ctime_us: i64) -> bool {
+        ctime_us > self.after_us && self.holds_at(ctime_us, Moment::now)
+    }
+
+    /// A ctime that lies ahead was written before the clock was set back. If that was before the freeze, so was the change.
+    fn holds_at(self, ctime_us: i64, now: impl FnOnce() -> Moment) -> bool {
+        self.frozen.is_none_or(|frozen| {
+            let now = now();
+            ctime_us <= now.wall_us.saturating_add(SLEW_US) || now.clock_was_set_back_us(frozen).is_some()
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,6 +102,20 @@ mod tests {
         let now = Moment { wall_us: FROZEN.wall_us + 60_000_000 - 3_600_000_000, monotonic_us: 70 + 60_000_000 };
         assert!(FROZEN.flag_after_us(now) < FROZEN.wall_us - 3_600_000_000 + 1);
         assert_eq!(now.clock_was_set_back_us(FROZEN), Some(3_600_000_000));
+    }
+
+    #[test]
+    fn what_was_written_before_the_clock_was_set_back_before_the_freeze_is_not_marked() {
+        let minute = |wall_us| Moment { wall_us: FROZEN.wall_us + wall_us, monotonic_us: 70 + 60_000_000 };
+        let (as_it_went, set_back) = (minute(60_000_000), minute(60_000_000 - 3_600_000_000));
+        let changed = ChangedAfter::freeze(FROZEN, FROZEN);
+        let a_year_ahead = FROZEN.wall_us + 31_536_000_000_000;
+        assert!(!changed.holds_at(a_year_ahead, || as_it_went));
+        assert!(changed.holds_at(FROZEN.wall_us + 59_000_000, || as_it_went));
+        // Set back since the freeze: nobody knows by which clock it was written.
+        assert!(changed.holds_at(a_year_ahead, || set_back));
+        assert!(ChangedAfter::time(0).holds(a_year_ahead));
+        assert!(!changed.holds(FROZEN.wall_us - 1));
     }
 
     #[test]

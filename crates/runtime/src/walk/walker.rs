@@ -189,7 +189,7 @@ impl Hand<'_> {
 
     fn entry(&mut self, name: &[u8], stat: &stat::Stat) -> Result<(), Stopped> {
         let stat::Stat { kind, size_bytes, mtime_us, ctime_us, mode, uid, gid } = *stat;
-        let changed_after_freeze = self.shared.flag_ctime_after_us.is_some_and(|freeze_us| ctime_us > freeze_us);
+        let changed_after_freeze = self.shared.changed_after.is_some_and(|freeze| freeze.holds(ctime_us));
         self.tally.entries += 1;
         self.packer.entry(&self.path, &Entry { name, kind, size_bytes, mtime_us, mode, uid, gid, changed_after_freeze })
     }

@@ -6,7 +6,7 @@ use crate::world::{JOB, VM, World, assert_clean_receipt, sentence, task};
 use lull_api::catalog::{CatalogLine, CatalogTable, FileHit};
 use lull_api::infrastructure::RestorePoint;
 use lull_api::session::Session;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
 /// What a search finds, the newest version first.
@@ -78,13 +78,47 @@ pub fn server_killed_in_ingest(world: &mut World) {
     world.guest.ssh("rm /root/before-the-kill");
 }
 
-/// In mid-walk: the backup is as good as without it, the catalog says what it does not know.
-pub fn guest_reboots_in_mid_walk(world: &mut World) {
-    // Folders that must be read from a disk that is slow.
+/// By the guest's clock the later version is the older one. The catalog counts restore points.
+pub fn clock_of_the_guest_set_back(world: &mut World) {
+    let set_back = "date -s @$(($(date +%s) - 40000000)) >/dev/null";
+    world.guest.ssh("printf 1 >/root/written-by-clock; sync");
+    let first = succeeds(world, JOB);
+    world.guest.ssh(&format!("{set_back}; printf 12 >/root/written-by-clock; sync"));
+    let second = succeeds(world, JOB);
+    // Newest first goes by the files' own times; which restore point has which version does not.
+    assert_eq!(versions(world, "written-by-clock"), [(1, vec![first.id]), (2, vec![second.id])]);
+    let unchanged = found(world, &["/etc/passwd", "--glob", "--path", "--vm", VM]);
+    assert_eq!(unchanged.len(), 1, "a clock is no change of a file: {unchanged:?}");
+
+    // In mid-walk, too: it ends, and says what it cannot know any more.
+    slow_to_walk(world, 512 << 10);
+    let (id, events) = world.start_job(JOB);
+    events.until_step("index");
+    world.guest.ssh(set_back);
+    let session = world.finished(id);
+    throttle(world, 0);
+    assert_eq!(session.summary.result.as_deref(), Some("success"), "{session:#?}");
+    assert_says(
+        &task(&session).notes.join("\n"),
+        &["the guest's clock was set back by", "while its files were listed"],
+    );
+    let newest = table(world).restore_points.pop().unwrap();
+    assert!(newest.complete, "{newest:?}");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    world.guest.ssh(&format!("date -s @{now} >/dev/null; rm -r /mnt/scratch/many /root/written-by-clock"));
+}
+
+/// Folders that must be read from a disk that gives so many bytes a second.
+fn slow_to_walk(world: &World, bytes: u64) {
     world
         .guest
         .ssh("cd /mnt/scratch; mkdir many; cd many; seq 2000 | xargs mkdir; sync; echo 3 >/proc/sys/vm/drop_caches");
-    throttle(world, 64 << 10);
+    throttle(world, bytes);
+}
+
+/// In mid-walk: the backup is as good as without it, the catalog says what it does not know.
+pub fn guest_reboots_in_mid_walk(world: &mut World) {
+    slow_to_walk(world, 64 << 10);
     reboots(world, "index", &[]);
     let newest = table(world).restore_points.pop().unwrap();
     assert!(!newest.complete && newest.stopped_because.is_some(), "{newest:?}");
