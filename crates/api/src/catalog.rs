@@ -108,7 +108,7 @@ pub struct CatalogTable {
     pub bytes: u64,
     /// Restore points whose files are not in the catalog yet, and why not where that is known.
     pub pending: Vec<PendingPoint>,
-    /// Why the table cannot be read; tables that were set aside because they were damaged.
+    /// Why the table cannot be read; tables that were set aside because they were damaged; restore points whose listings were given up.
     pub problems: Vec<String>,
 }
 

@@ -29,7 +29,11 @@ fn after() -> Tree {
 
 fn open(folder: &Path) -> Catalog {
     // So small that runs are spilled and row groups end.
-    Catalog::open(folder).unwrap().with_bounds(Bounds { sort_bytes_max: 8 << 10, group_rows_max: 64 })
+    Catalog::open(folder).unwrap().with_bounds(Bounds {
+        sort_bytes_max: 8 << 10,
+        group_rows_max: 64,
+        ..Bounds::default()
+    })
 }
 
 /// In the process that is to be killed: takes point 2 in.

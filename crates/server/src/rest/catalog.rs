@@ -171,8 +171,14 @@ pub async fn tables(
             pending.entry(point.vm).or_default().push(shown);
         }
     }
+    let mut given_up: BTreeMap<Uuid, Vec<String>> = BTreeMap::new();
+    for (id, why) in server.catalog.given_up() {
+        if let Some(point) = known.points.iter().find(|point| point.id == id) {
+            given_up.entry(point.vm).or_default().push(format!("restore point {id} has no index: {why}"));
+        }
+    }
     let mut vms = server.catalog.ask(|tables| tables.folders()).await.map_err(|error| fault(&error))?;
-    vms.extend(pending.keys());
+    vms.extend(pending.keys().chain(given_up.keys()));
     vms.extend(only);
     vms.sort();
     vms.dedup();
@@ -185,7 +191,7 @@ pub async fn tables(
         restore_points: points.into_iter().map(indexed).collect(),
         bytes,
         pending: pending.remove(&vm).unwrap_or_default(),
-        problems,
+        problems: problems.into_iter().chain(given_up.remove(&vm).unwrap_or_default()).collect(),
     });
     let mut shown: Vec<CatalogTable> = shown.collect();
     shown.sort_by(|a, b| a.vm.cmp(&b.vm));

@@ -12,7 +12,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 /// A piece of a listing: the files of one folder, with their sizes.
-fn piece(folder: &[u8], files: &[(&'static [u8], u64)]) -> Vec<u8> {
+pub fn piece(folder: &[u8], files: &[(&'static [u8], u64)]) -> Vec<u8> {
     let entry = |&(name, size): &(&'static [u8], u64)| Entry {
         name,
         kind: Kind::File,
@@ -29,7 +29,7 @@ fn piece(folder: &[u8], files: &[(&'static [u8], u64)]) -> Vec<u8> {
     zstd::bulk::compress(&postcard::to_stdvec(&listing).unwrap(), 1).unwrap()
 }
 
-async fn asked(server: &Server, path: &str) -> (Vec<FileHit>, Vec<FolderEntry>, CatalogEnd) {
+pub async fn asked(server: &Server, path: &str) -> (Vec<FileHit>, Vec<FolderEntry>, CatalogEnd) {
     let (mut hits, mut entries) = (Vec::new(), Vec::new());
     let mut lines = pin!(server.client.lines::<CatalogLine>(path).await.unwrap_or_else(|e| panic!("{path}: {e}")));
     while let Some(line) = lines.next().await {
@@ -44,7 +44,7 @@ async fn asked(server: &Server, path: &str) -> (Vec<FileHit>, Vec<FolderEntry>, 
 }
 
 /// Runs the job with this listing and waits until it is in the catalog.
-async fn backed_up(server: &Server, fake: &Fake, listing: Vec<Vec<u8>>) -> Uuid {
+pub async fn backed_up(server: &Server, fake: &Fake, listing: Vec<Vec<u8>>) -> Uuid {
     fake.set(|script| script.listing = listing);
     let session = server.finished(server.run("j").await.summary.id).await;
     assert_eq!(session.summary.result.as_deref(), Some("success"));
@@ -53,11 +53,11 @@ async fn backed_up(server: &Server, fake: &Fake, listing: Vec<Vec<u8>>) -> Uuid 
     points[0].id
 }
 
-async fn tables(server: &Server) -> Vec<CatalogTable> {
+pub async fn tables(server: &Server) -> Vec<CatalogTable> {
     server.client.get("/catalog").await.unwrap()
 }
 
-async fn taken_in(server: &Server) {
+pub async fn taken_in(server: &Server) {
     for _ in 0..200 {
         if tables(server).await.iter().all(|table| table.pending.is_empty()) {
             return;
@@ -67,7 +67,7 @@ async fn taken_in(server: &Server) {
     panic!("not taken in: {:?}", tables(server).await);
 }
 
-fn points(hit: &FileHit) -> Vec<Uuid> {
+pub fn points(hit: &FileHit) -> Vec<Uuid> {
     hit.version.restore_points.iter().map(|at| at.id).collect()
 }
 
