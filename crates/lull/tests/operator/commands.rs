@@ -296,8 +296,11 @@ fn whom_a_job_tells() {
     let saved = SavedJob { job: job(), warnings: vec![] };
     fake.script.answer("POST /jobs", &saved);
     let args = ["job", "create", "nightly", "--vm", "shop", "--repository", "local", "--notify-on", "problems"];
-    let url = "https://monitor.example/";
-    let output = run(&fake, &[&args[..], &["--notify-url", url, "--notify-secret-file", secret]].concat());
+    let url = "https://monitor.example/token";
+    let address = fake.folder().join("address");
+    std::fs::write(&address, format!("{url}\n")).unwrap();
+    let from_files = ["--notify-url-file", address.to_str().unwrap(), "--notify-secret-file", secret];
+    let output = run(&fake, &[&args[..], &from_files].concat());
     assert_eq!(output.code, 0, "{output:?}");
     assert!(output.stdout.contains("notify url         https://monitor.example/, signed"), "{output:?}");
     let notify = &fake.script.requests()[0].body["notify"];
@@ -309,6 +312,10 @@ fn whom_a_job_tells() {
     assert_eq!(body["notify"], json!({"url": "", "secret": "", "command": "tell"}));
     let refused = run(&fake, &["job", "edit", "nightly", "--no-notify-command", "--notify-command", "tell"]);
     assert_eq!(refused.code, 2, "{refused:?}");
+    let refused = run(&fake, &["job", "edit", "nightly", "--notify-url", url]);
+    assert!(refused.code == 2 && refused.stderr.contains("often holds a token"), "{refused:?}");
+    assert!(refused.stderr.contains("--notify-url-file FILE") && !refused.stderr.contains(url), "{refused:?}");
+    assert_eq!(fake.script.requests_of("PATCH").len(), 1);
 }
 
 #[test]
