@@ -12,7 +12,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -22,6 +22,10 @@ mod attempts;
 pub mod queue;
 pub mod spool;
 
+/// Searches and other long answers at once. Each may hold a page of hits and a row group of its table in memory.
+pub const ANSWERS_MAX: usize = 4;
+/// Another one waits so long for its turn.
+const TURN_WAIT: Duration = Duration::from_secs(3);
 const LISTING_SUFFIX: &str = ".listing";
 const ATTEMPTS_SUFFIX: &str = ".attempts";
 
@@ -33,6 +37,7 @@ pub struct FileCatalog {
     pace: CatalogPace,
     /// Wakes the ingest.
     pub wake: Notify,
+    turns: Arc<Semaphore>,
     /// Listings that are not in their tables although they were tried, or wait for another, by restore point.
     troubles: Mutex<BTreeMap<Uuid, Trouble>>,
 }
@@ -74,7 +79,8 @@ impl FileCatalog {
         let cannot = |action, source| ServerError::Catalog(CatalogError::Io { action, path: incoming.clone(), source });
         std::fs::create_dir_all(&incoming).map_err(|error| cannot("make", error))?;
         let troubles = troubles(&incoming).map_err(|error| cannot("read", error))?;
-        Ok(FileCatalog { tables, incoming, pace, wake: Notify::new(), troubles: Mutex::new(troubles) })
+        let (wake, turns) = (Notify::new(), Arc::new(Semaphore::new(ANSWERS_MAX)));
+        Ok(FileCatalog { tables, incoming, pace, wake, turns, troubles: Mutex::new(troubles) })
     }
 
     /// Begins the listing of a restore point; one that began before is begun anew.
@@ -97,6 +103,13 @@ impl FileCatalog {
         let troubles = self.troubles();
         let given_up = troubles.iter().filter(|(_, trouble)| trouble.attempts.given_up);
         given_up.map(|(id, trouble)| (*id, trouble.attempts.why.clone().unwrap_or_default())).collect()
+    }
+
+    /// The turn of a long answer, held while it lasts; nothing where too many others last too long.
+    pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        let turn = tokio::time::timeout(TURN_WAIT, self.turns.clone().acquire_owned()).await;
+        // It is never closed.
+        turn.ok()?.ok()
     }
 
     /// Runs a question to the tables where it may take its time.

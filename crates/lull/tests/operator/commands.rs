@@ -3,6 +3,7 @@
 use crate::fake::Fake;
 use crate::run::{Outcome, answer_on_a_terminal, document, run};
 use crate::samples::{explanation, finished, vm};
+use lull_api::catalog::{CatalogEnd, CatalogLine};
 use lull_api::infrastructure::{
     Finding, Host, Proxy, Repository, RepositoryScan, RestorePoint, ScanFinding, ServerStatus, Verification,
 };
@@ -285,6 +286,29 @@ fn jobs() {
     check(&["job", "show", "nightly"], "GET /jobs/nightly", json!(null), &job(), "last session       12, success");
     check(&["job", "list"], "GET /jobs", json!(null), &[job()], "nightly  shop  local");
     check_removal(&["job", "remove", "nightly"], "DELETE /jobs/nightly");
+}
+
+#[test]
+fn a_search_that_finds_nothing_says_so_and_what_it_does_not_know() {
+    let fake = Fake::start();
+    let call = "GET /catalog/search?pattern=x&limit=100";
+    fake.script.answer(call, &CatalogLine::End(CatalogEnd::default()));
+    let search = ["catalog", "search", "x"];
+    let output = run(&fake, &search);
+    assert_eq!((output.code, output.stdout.as_str(), output.stderr.as_str()), (0, "", "Nothing was found.\n"));
+    let unknown = vec!["shop: 1 restore point has no index: 01 (why)".to_string()];
+    fake.script.answer(call, &CatalogLine::End(CatalogEnd { unknown, ..CatalogEnd::default() }));
+    let output = run(&fake, &search);
+    assert_eq!(output.code, 0, "{output:?}");
+    assert_eq!(output.stderr, "Nothing was found.\nnot known: shop: 1 restore point has no index: 01 (why)\n");
+    let missing = vec!["restore point 01 of shop has no index: why".to_string()];
+    fake.script.answer(call, &CatalogLine::End(CatalogEnd { missing, ..CatalogEnd::default() }));
+    let output = run(&fake, &search);
+    assert_eq!(output.code, 6, "{output:?}");
+    assert!(output.stderr.ends_with("not searched: restore point 01 of shop has no index: why\n"), "{output:?}");
+    let output = run(&fake, &[&search[..], &["--json"]].concat());
+    assert_eq!((output.code, output.stderr.as_str()), (6, ""), "{output:?}");
+    assert_eq!(document(&output.stdout)["end"]["told"], 0);
 }
 
 #[test]
