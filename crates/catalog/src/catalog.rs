@@ -126,20 +126,6 @@ impl Catalog {
         }
     }
 
-    /// Removes everything of a VM, tables that were set aside included. Nothing there is no error.
-    ///
-    /// # Errors
-    /// When something cannot be removed.
-    pub fn remove_vm(&self, vm: Uuid) -> Result<(), CatalogError> {
-        let writer = self.writer(vm);
-        let _writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let folder = self.vm_folder(vm);
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(CatalogError::io("remove", &folder)(error)),
-            _ => sync_folder(&self.folder),
-        }
-    }
-
     /// Tables of a VM that were set aside because they were damaged.
     ///
     /// # Errors
