@@ -5,8 +5,10 @@ use crate::fake::Fake;
 use crate::harness::{PATIENCE, Place, Server, one_vm};
 use lull_api::catalog::CatalogTable;
 use lull_api::infrastructure::Finding;
+use lull_guest_wire::listing::{Entry, FolderListing, Kind, Listing};
 use lull_server::{CatalogPace, Clock};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -16,7 +18,13 @@ fn listing_of(place: &Place, point: Uuid) -> PathBuf {
 
 /// A listing as it lies there when it came in.
 fn plant(path: &Path, frame: &[u8]) {
-    std::fs::write(path, [&u32::try_from(frame.len()).unwrap().to_le_bytes()[..], frame].concat()).unwrap();
+    plant_all(path, &[frame.to_vec()]);
+}
+
+fn plant_all(path: &Path, frames: &[Vec<u8>]) {
+    let spooled =
+        frames.iter().flat_map(|frame| [&u32::try_from(frame.len()).unwrap().to_le_bytes()[..], frame].concat());
+    std::fs::write(path, spooled.collect::<Vec<u8>>()).unwrap();
 }
 
 async fn with_pace(place: &Place, fake: &Fake, reserve_bytes: u64, pauses_ms: &[u64]) -> Server {
@@ -135,4 +143,97 @@ async fn later_listings_of_a_vm_wait_for_an_earlier_one_that_is_tried_again() {
     let table = table_when(&server, "refused", |table| !table.problems.is_empty()).await;
     assert!(table.problems[0].contains("which is newer, was taken in before"), "{:?}", table.problems);
     assert_eq!(table.restore_points.iter().map(|point| point.id).collect::<Vec<_>>(), [newer]);
+}
+
+/// The state folder of the process that is to be killed.
+const STATE: &str = "LULL_SERVER_KILLED_STATE";
+const PIECES: u32 = 50;
+const PIECE: u32 = 8_000;
+
+/// Four hundred thousand files: it takes a while.
+fn large_listing() -> Vec<Vec<u8>> {
+    let piece = |piece: u32| {
+        let names: Vec<Vec<u8>> = (0..PIECE).map(|n| format!("{piece:02}-{n:05}").into_bytes()).collect();
+        let entry = |name| Entry {
+            name,
+            kind: Kind::File,
+            size_bytes: 1,
+            mtime_us: 1,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            changed_after_freeze: false,
+        };
+        let entries = names.iter().map(|name| entry(name.as_slice())).collect();
+        let more = piece + 1 < PIECES;
+        let listing = Listing { folders: vec![FolderListing { path: b"/srv", error: None, more, entries }] };
+        zstd::bulk::compress(&postcard::to_stdvec(&listing).unwrap(), 1).unwrap()
+    };
+    (0..PIECES).map(piece).collect()
+}
+
+/// A server in a process of its own.
+struct Process(Child);
+
+impl Process {
+    fn start(state: &Path) -> Process {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "catalog_queue::killed_inside_an_ingest_the_server_takes_the_listing_in_once"]);
+        Process(command.env(STATE, state).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_inside_an_ingest_the_server_takes_the_listing_in_once() {
+    if let Some(state) = std::env::var_os(STATE) {
+        let _server = Server::start(Path::new(&state), &[Fake::embedded()]).await;
+        return std::future::pending().await;
+    }
+    // As soon as there is a new table, and once rows are written into it.
+    for written_bytes in [0, 16 << 10] {
+        let (place, fake, server) = one_vm().await;
+        let older = backed_up(&server, &fake, vec![piece(b"/srv", &[(b"old", 1)])]).await;
+        let newer = backed_up(&server, &fake, vec![]).await;
+        let vm = tables(&server).await[0].vm_id;
+        server.stop().await.unwrap();
+        plant_all(&listing_of(&place, newer), &large_listing());
+        let folder = place.state.join(format!("catalog/{vm}"));
+        let new_table = folder.join("history.parquet.new");
+
+        let mut process = Process::start(&place.state);
+        let since = Instant::now();
+        while !std::fs::metadata(&new_table).is_ok_and(|found| found.len() >= written_bytes) {
+            assert!(since.elapsed() < PATIENCE && process.0.try_wait().unwrap().is_none(), "no new table was begun");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        process.0.kill().unwrap();
+        process.0.wait().unwrap();
+        assert!(new_table.exists() && listing_of(&place, newer).exists(), "it was killed after its ingest");
+        let attempts = place.state.join(format!("catalog/incoming/{newer}.attempts"));
+        assert!(std::fs::read_to_string(&attempts).unwrap().contains("\"begun\":1"));
+
+        let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+        taken_in(&server).await;
+        let table = &tables(&server).await[0];
+        let indexed: Vec<(Uuid, u64)> = table.restore_points.iter().map(|point| (point.id, point.entries)).collect();
+        assert_eq!(indexed, [(older, 1), (newer, u64::from(PIECES * PIECE))]);
+        assert_eq!(table.problems, Vec::<String>::new());
+        let (hits, ..) = asked(&server, "/catalog/search?pattern=00-00000").await;
+        assert_eq!(hits.iter().map(points).collect::<Vec<_>>(), [[newer]]);
+        let (hits, ..) = asked(&server, "/catalog/search?pattern=old").await;
+        assert_eq!(
+            hits.iter().map(points).collect::<Vec<_>>(),
+            [[older]],
+            "its folder was listed to its end without it"
+        );
+        let left = |folder: &Path| std::fs::read_dir(folder).unwrap().count();
+        assert_eq!((left(&folder), left(&place.state.join("catalog/incoming"))), (1, 0));
+    }
 }
