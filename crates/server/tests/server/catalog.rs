@@ -1,14 +1,14 @@
 //! Listings from a proxy to the catalog, and what callers find there.
 
 use crate::fake::Fake;
-use crate::harness::{Place, Server, furnish, one_vm, problem};
+use crate::harness::{PATIENCE, Place, Server, furnish, one_vm, problem};
 use futures::StreamExt;
 use lull_api::catalog::{CatalogEnd, CatalogLine, CatalogTable, FileHit, FolderEntry};
 use lull_api::infrastructure::{Finding, RestorePoint};
 use lull_api::job::GuestSettings;
 use lull_guest_wire::listing::{COMPRESSED_BYTES_MAX, Entry, FolderListing, Kind, Listing};
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// A piece of a listing: the files of one folder, with their sizes.
@@ -58,13 +58,11 @@ pub async fn tables(server: &Server) -> Vec<CatalogTable> {
 }
 
 pub async fn taken_in(server: &Server) {
-    for _ in 0..200 {
-        if tables(server).await.iter().all(|table| table.pending.is_empty()) {
-            return;
-        }
+    let since = Instant::now();
+    while tables(server).await.iter().any(|table| !table.pending.is_empty()) {
+        assert!(since.elapsed() < PATIENCE, "not taken in: {:?}", tables(server).await);
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
-    panic!("not taken in: {:?}", tables(server).await);
 }
 
 pub fn points(hit: &FileHit) -> Vec<Uuid> {
