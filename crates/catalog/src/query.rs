@@ -19,7 +19,7 @@ pub const NEWEST_FIRST_BYTES_MAX: usize = 16 << 20;
 pub struct Query {
     /// Only in these VMs.
     pub vms: Option<Vec<Uuid>>,
-    /// Only what existed in this restore point.
+    /// Only what existed in this restore point. A table without it has no hits: whether it is indexed at all, [`crate::Catalog::points`] says.
     pub point: Option<Uuid>,
     /// Only what looks like this.
     pub pattern: Option<Pattern>,

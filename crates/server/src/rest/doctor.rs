@@ -145,7 +145,16 @@ async fn catalog(server: &Server) -> Vec<Finding> {
         })),
         Err(error) => findings.push(finding(subject(), "error", error.to_string(), Some("see the state folder"))),
     }
-    findings.extend(server.catalog.given_up().into_iter().map(|(point, why)| {
+    let recorded = match server.store.restore_points(None).await {
+        Ok(recorded) => recorded,
+        Err(error) => {
+            findings.push(finding(subject(), "error", error.to_string(), Some("see the state folder")));
+            Vec::new()
+        }
+    };
+    // What became of a listing is forgotten at the next look at the queue, which may be after its restore point went.
+    let given_up = server.catalog.given_up().into_iter().filter(|(id, _)| recorded.iter().any(|point| point.id == *id));
+    findings.extend(given_up.map(|(point, why)| {
         let text = format!("the files of restore point {point} are not in it: {why}");
         finding(
             subject(),
