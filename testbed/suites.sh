@@ -17,6 +17,7 @@ suite licences -   'licences, banned crates and sources of every dependency (den
 suite unit    -    'unit and scenario tests that need neither root nor guests'      unit_tests
 suite guests  root,guests 'the guests of the testbed are what other suites take them for'  testbed/selftest.sh pg full systemd
 suite freeze-loop root     'freeze, thaw and scripts of the component on loop-mounted file systems' rust_target lull-runtime freeze_loop -- --skip kill_matrix
+suite large-tree root      'a folder of a million entries and a tree of five million, walked in 64 MiB' rust_target lull-runtime large_tree
 suite kill-matrix root,guests 'who dies, stops or is cut, at which step of freeze and backup: two tables, with times to the thaw' kill_matrices
 suite freeze-guest root,guests 'a guest with systemd, PAM and logind comes back from every fault'         rust_table lull-runtime freeze_guest
 suite postgres root        'real PostgreSQL servers 10 to 18 against the application module' rust_target lull-runtime postgres_versions

@@ -87,9 +87,14 @@ pub struct CatalogEnd {
     /// Where the next page begins: `page` of the next request. Nothing where this was the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_page: Option<String>,
-    /// What the answer lacks: tables that are damaged or cannot be read.
+    /// What the answer lacks: tables that are damaged or cannot be read; the restore point that was asked for, where it has no index
+    /// or its listing is not complete.
     #[serde(default)]
     pub missing: Vec<String>,
+    /// Where no restore point was asked for: those of which the catalog does not know everything, by VM. They have no index, or a
+    /// listing that is not complete.
+    #[serde(default)]
+    pub unknown: Vec<String>,
     /// Restore points whose files are not in the catalog yet.
     #[serde(default)]
     pub pending: Vec<Uuid>,
@@ -108,7 +113,7 @@ pub struct CatalogTable {
     pub bytes: u64,
     /// Restore points whose files are not in the catalog yet, and why not where that is known.
     pub pending: Vec<PendingPoint>,
-    /// Why the table cannot be read; tables that were set aside because they were damaged.
+    /// Why the table cannot be read; tables that were set aside because they were damaged; restore points whose listings were given up.
     pub problems: Vec<String>,
 }
 

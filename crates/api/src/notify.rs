@@ -9,6 +9,7 @@ use uuid::Uuid;
 #[serde(deny_unknown_fields, default)]
 pub struct NotifySettings {
     /// Address to which the summary of each session is posted: `https://…`, or `http://…` on the backup server itself.
+    /// Kept as a secret: of it scheme and host are shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// Secret under which the body is signed: header `X-Lull-Signature: sha256=` and HMAC-SHA256 of the body in
@@ -40,7 +41,7 @@ impl std::fmt::Debug for NotifySettings {
 /// Who is told, as a job shows it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Notify {
-    /// Address to which summaries are posted.
+    /// Scheme and host of the address to which summaries are posted. The rest of it is secret.
     pub url: Option<String>,
     /// Whether the body is signed.
     pub has_secret: bool,

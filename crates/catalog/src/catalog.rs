@@ -4,7 +4,9 @@
 //! it. So whoever kills the process finds the old table or the new one. Knows nothing of what is in a table.
 
 use crate::error::{CatalogError, SetAside};
+use crate::ingest::PATH_BYTES_OF_ANY;
 use crate::point::Point;
+use crate::room::Room;
 use crate::sort::{RUNS_FILE, SORT_BYTES_MAX};
 use crate::table::GROUP_ROWS_MAX;
 use crate::table::header::Header;
@@ -22,18 +24,20 @@ const TABLE_FILE: &str = "history.parquet";
 const NEW_FILE: &str = "history.parquet.new";
 const DAMAGED_FILE: &str = "history.parquet.damaged";
 
-/// How much memory an ingest may take.
+/// How much an ingest may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     /// Of the sort of a listing, in bytes.
     pub sort_bytes_max: usize,
     /// Rows of a row group, at most [`GROUP_ROWS_MAX`].
     pub group_rows_max: usize,
+    /// Bytes of paths that a listing may have however small it came; see [`crate::ingest::PATH_BYTES_PER_COMPRESSED`].
+    pub path_bytes_of_any: u64,
 }
 
 impl Default for Bounds {
     fn default() -> Bounds {
-        Bounds { sort_bytes_max: SORT_BYTES_MAX, group_rows_max: GROUP_ROWS_MAX }
+        Bounds { sort_bytes_max: SORT_BYTES_MAX, group_rows_max: GROUP_ROWS_MAX, path_bytes_of_any: PATH_BYTES_OF_ANY }
     }
 }
 
@@ -41,6 +45,7 @@ impl Default for Bounds {
 pub struct Catalog {
     folder: PathBuf,
     pub(crate) bounds: Bounds,
+    pub(crate) room: Room,
     /// One writer per VM; readers need no lock, since a table never changes.
     writers: Mutex<HashMap<Uuid, Arc<Mutex<()>>>>,
 }
@@ -52,8 +57,12 @@ impl Catalog {
     /// When the folder cannot be made, read or swept.
     pub fn open(folder: &Path) -> Result<Catalog, CatalogError> {
         fs::create_dir_all(folder).map_err(CatalogError::io("make", folder))?;
-        let catalog =
-            Catalog { folder: folder.to_path_buf(), bounds: Bounds::default(), writers: Mutex::new(HashMap::new()) };
+        let catalog = Catalog {
+            folder: folder.to_path_buf(),
+            bounds: Bounds::default(),
+            room: Room::whole_disk(),
+            writers: Mutex::new(HashMap::new()),
+        };
         for vm in catalog.folders()? {
             for name in [NEW_FILE, RUNS_FILE] {
                 let path = catalog.vm_folder(vm).join(name);
@@ -66,6 +75,11 @@ impl Catalog {
     /// The same with other bounds.
     pub fn with_bounds(self, bounds: Bounds) -> Catalog {
         Catalog { bounds, ..self }
+    }
+
+    /// The same that takes no more of its disk than this says; else as much as there is.
+    pub fn with_room(self, room: Room) -> Catalog {
+        Catalog { room, ..self }
     }
 
     /// The VMs that have a table, in the order of their ids.
@@ -109,20 +123,6 @@ impl Catalog {
             Ok(metadata) => Ok(metadata.len()),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
             Err(error) => Err(CatalogError::io("look at", &path)(error)),
-        }
-    }
-
-    /// Removes everything of a VM, tables that were set aside included. Nothing there is no error.
-    ///
-    /// # Errors
-    /// When something cannot be removed.
-    pub fn remove_vm(&self, vm: Uuid) -> Result<(), CatalogError> {
-        let writer = self.writer(vm);
-        let _writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let folder = self.vm_folder(vm);
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(CatalogError::io("remove", &folder)(error)),
-            _ => sync_folder(&self.folder),
         }
     }
 
@@ -196,7 +196,7 @@ impl Catalog {
         let path = folder.join(NEW_FILE);
         let file = File::create(&path).map_err(CatalogError::io("write", &path))?;
         let half_written = HalfWritten(path.clone());
-        let writer = TableWriter::new(file, &path, vm, self.bounds.group_rows_max)?;
+        let writer = TableWriter::new(file, &path, vm, self.bounds.group_rows_max, self.room.clone())?;
         Ok(NewTable { writer, half_written, table: self.table_path(vm), folder })
     }
 

@@ -17,6 +17,21 @@ pub enum CatalogError {
         /// What the system said.
         source: io::Error,
     },
+    /// More would have been written than the disk has room for. Nothing of the catalog was lost; may be tried again once there is room.
+    #[error(
+        "the disk is full: {} MiB are free in {}, {} are needed, of which {} stay free for the server: make room on that disk",
+        free_bytes >> 20, folder.display(), needed_bytes.saturating_add(*kept_bytes).div_ceil(1 << 20), kept_bytes >> 20
+    )]
+    Full {
+        /// Where it would have been written.
+        folder: PathBuf,
+        /// Free there.
+        free_bytes: u64,
+        /// What the next piece may take.
+        needed_bytes: u64,
+        /// What must stay free.
+        kept_bytes: u64,
+    },
     /// A table that says something else than was written into it.
     #[error("the catalog table {} is damaged: {reason}", path.display())]
     Damaged {

@@ -16,11 +16,16 @@ use std::io;
 use std::sync::PoisonError;
 use uuid::Uuid;
 
-/// Most entries that are taken of one restore point; what comes after them stays unknown.
+/// Most entries, and most pieces of folders, that are taken of one restore point; what comes after them stays unknown.
 pub const ENTRIES_MAX: u64 = 50_000_000;
 /// Most bytes that the paths of one restore point may have together; what comes after them stays unknown. It bounds the disk that a guest
 /// of endless names can take while its listing is sorted.
-pub const LISTING_PATH_BYTES_MAX: u64 = 32 << 30;
+pub const LISTING_PATH_BYTES_MAX: u64 = 8 << 30;
+/// So many of them are taken of any listing: about ten million entries of a real tree.
+pub const PATH_BYTES_OF_ANY: u64 = 1 << 30;
+/// Beyond those, so many for each byte that the listing had when it came, compressed. Listings of real trees have 10 to 50; one that has
+/// thousands was made to fill a disk.
+pub const PATH_BYTES_PER_COMPRESSED: u64 = 256;
 
 /// The restore point that a listing belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +69,7 @@ impl Catalog {
     /// A frame that is none ends the listing there: what came before it counts, everything else is unknown.
     ///
     /// # Errors
-    /// When a point of a higher number was indexed before, the frames cannot be read, or the table cannot be written.
+    /// When a point of a higher number was indexed before, the frames cannot be read, the table cannot be written, or there is no room for it.
     pub fn ingest(
         &self,
         vm: Uuid,
@@ -91,8 +96,8 @@ impl Catalog {
 
         let mut new = self.new_table(vm)?;
         let mut walk = Walk::from_summary(summary);
-        let mut sorter = Sorter::new(&self.vm_folder(vm), self.bounds.sort_bytes_max);
-        let taken = take_frames(frames, &mut sorter)?;
+        let mut sorter = Sorter::new(&self.vm_folder(vm), self.bounds.sort_bytes_max, self.room.clone());
+        let taken = take_frames(frames, &mut sorter, self.bounds.path_bytes_of_any)?;
         walk.entries = taken.entries;
         if let Some(reason) = taken.stopped_because {
             walk.complete = false;
@@ -126,22 +131,41 @@ impl Catalog {
 }
 
 /// What came in.
+#[derive(Default)]
 struct Taken {
     entries: u64,
+    folders: u64,
+    path_bytes: u64,
+    path_bytes_max: u64,
     stopped_because: Option<String>,
+}
+
+impl Taken {
+    /// Counts a fact about a path of so many bytes, unless it is too much.
+    fn admits(&mut self, path_bytes: usize) -> bool {
+        self.path_bytes += path_bytes as u64;
+        let is_too_much = self.entries.max(self.folders) == ENTRIES_MAX
+            || self.path_bytes > self.path_bytes_max.min(LISTING_PATH_BYTES_MAX);
+        if is_too_much {
+            self.stopped_because =
+                Some(format!("more than the catalog takes of one listing: {} entries were taken", self.entries));
+        }
+        !is_too_much
+    }
 }
 
 fn take_frames(
     frames: &mut dyn Iterator<Item = io::Result<Vec<u8>>>,
     sorter: &mut Sorter,
+    path_bytes_of_any: u64,
 ) -> Result<Taken, CatalogError> {
     let mut decoder = Decoder::new().map_err(CatalogError::Listing)?;
-    let mut taken = Taken { entries: 0, stopped_because: None };
-    let mut path_bytes = 0;
+    let mut taken = Taken { path_bytes_max: path_bytes_of_any, ..Taken::default() };
     // In the folder that is being read: a path was longer than any that is kept.
     let mut lacks_entries = false;
     for frame in frames {
         let frame = frame.map_err(CatalogError::Listing)?;
+        taken.path_bytes_max += frame.len() as u64 * PATH_BYTES_PER_COMPRESSED;
         let outcome = decoder.decode(&frame, &mut |item| {
             if taken.stopped_because.is_some() {
                 return Ok(());
@@ -153,10 +177,7 @@ fn take_frames(
                         lacks_entries = true;
                         return Ok(());
                     }
-                    path_bytes += bytes as u64;
-                    if taken.entries == ENTRIES_MAX || path_bytes > LISTING_PATH_BYTES_MAX {
-                        taken.stopped_because =
-                            Some(format!("more than the catalog takes: {} entries were taken", taken.entries));
+                    if !taken.admits(bytes) {
                         return Ok(());
                     }
                     taken.entries += 1;
@@ -164,9 +185,10 @@ fn take_frames(
                 }
                 Item::Folder { path, ended, failed } => {
                     let failed = failed | std::mem::take(&mut lacks_entries);
-                    if path.len() > PATH_BYTES_MAX {
+                    if path.len() > PATH_BYTES_MAX || !taken.admits(path.len()) {
                         return Ok(());
                     }
+                    taken.folders += 1;
                     sorter.push(path, None, Fact::Folder { ended, failed })
                 }
             }

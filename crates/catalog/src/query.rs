@@ -11,13 +11,15 @@ use uuid::Uuid;
 
 /// Most hits of one page that is ordered by time: they are held in memory until the search is over.
 pub const NEWEST_FIRST_MAX: usize = 10_000;
+/// Most bytes of paths that such a page holds: with very long paths it ends before its limit, and the next page goes on there.
+pub const NEWEST_FIRST_BYTES_MAX: usize = 16 << 20;
 
 /// A search. The default one finds everything.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Query {
     /// Only in these VMs.
     pub vms: Option<Vec<Uuid>>,
-    /// Only what existed in this restore point.
+    /// Only what existed in this restore point. A table without it has no hits: whether it is indexed at all, [`crate::Catalog::points`] says.
     pub point: Option<Uuid>,
     /// Only what looks like this.
     pub pattern: Option<Pattern>,
@@ -33,7 +35,8 @@ pub struct Query {
     pub kinds: Option<Vec<Kind>>,
     /// In which order.
     pub order: Order,
-    /// At most so many hits; without a limit all, or [`NEWEST_FIRST_MAX`] where they are ordered by time.
+    /// At most so many hits; without a limit all, or [`NEWEST_FIRST_MAX`] where they are ordered by time; then
+    /// fewer where their paths have more than [`NEWEST_FIRST_BYTES_MAX`] bytes.
     pub limit: Option<usize>,
     /// Only what comes after this.
     pub after: Option<PageToken>,

@@ -7,7 +7,7 @@ use crate::catalog::Catalog;
 use crate::error::{CatalogError, SetAside};
 use crate::pattern::Matcher;
 use crate::point::{Point, presence};
-use crate::query::{Found, Hit, Order, PageToken, Place, Query};
+use crate::query::{Found, Hit, NEWEST_FIRST_BYTES_MAX, Order, PageToken, Place, Query};
 use crate::table::paths::Paths;
 use crate::table::read::Table;
 use crate::version::{Interval, Version};
@@ -58,6 +58,8 @@ impl Catalog {
             report: SearchReport::default(),
             last: None,
             newest: BinaryHeap::new(),
+            newest_bytes: 0,
+            passed_over: None,
             paths: Paths::default(),
             hit,
         };
@@ -95,8 +97,12 @@ struct Search<'q> {
     report: SearchReport,
     /// Ordered by path: the place of the last hit that was told.
     last: Option<Place>,
-    /// Ordered by time: the newest so far, one more than the page holds; the last of them on top.
+    /// Ordered by time: the newest so far, as many as the page holds; the last of them on top.
     newest: BinaryHeap<Candidate>,
+    /// Bytes of their paths.
+    newest_bytes: usize,
+    /// The first place for which the page had no room: it belongs to the next page, and so does everything after it.
+    passed_over: Option<Place>,
     paths: Paths,
     hit: &'q mut dyn FnMut(Hit) -> ControlFlow<()>,
 }
@@ -174,10 +180,7 @@ impl Search<'_> {
         points: &Rc<[Point]>,
     ) -> Result<ControlFlow<()>, CatalogError> {
         let mtime_us = (self.query.order == Order::NewestFirst).then_some(Reverse(version.mtime_us));
-        if let Some(Candidate { found: worst, .. }) = self.newest.peek()
-            && self.newest.len() > self.page_hits
-            && mtime_us > worst.place.mtime_us
-        {
+        if self.passed_over.as_ref().is_some_and(|passed_over| mtime_us > passed_over.mtime_us) {
             return Ok(ControlFlow::Continue(()));
         }
         let place = Place { mtime_us, vm, path: self.paths.get(row).to_vec(), first: interval.first };
@@ -188,32 +191,52 @@ impl Search<'_> {
         match self.query.order {
             Order::Path => self.tell(found, points),
             Order::NewestFirst => {
-                self.newest.push(Candidate { found, points: points.clone() });
-                if self.newest.len() > self.page_hits.saturating_add(1) {
-                    self.newest.pop();
-                }
+                self.keep(Candidate { found, points: points.clone() });
                 Ok(ControlFlow::Continue(()))
             }
+        }
+    }
+
+    /// Keeps a candidate unless the page ends before it; those that it displaces belong to the next page.
+    fn keep(&mut self, candidate: Candidate) {
+        if self.passed_over.as_ref().is_some_and(|passed_over| candidate.found.place > *passed_over) {
+            return;
+        }
+        self.newest_bytes += candidate.found.place.path.len();
+        self.newest.push(candidate);
+        // One always stays, so that each page goes on; unless no hits were asked for.
+        while self.newest.len() > self.page_hits || self.newest.len() > 1 && self.newest_bytes > NEWEST_FIRST_BYTES_MAX
+        {
+            let Some(last) = self.newest.pop() else { return };
+            self.newest_bytes -= last.found.place.path.len();
+            self.passed_over = Some(last.found.place);
         }
     }
 
     fn tell_newest(mut self) -> Result<SearchReport, CatalogError> {
         for Candidate { found, points } in std::mem::take(&mut self.newest).into_sorted_vec() {
             if self.tell(found, &points)?.is_break() {
-                break;
+                return Ok(self.report);
             }
         }
+        if self.passed_over.is_some() {
+            self.report.next = self.next()?;
+        }
         Ok(self.report)
+    }
+
+    /// Where the next page begins. A page of no hits begins where the search began.
+    fn next(&self) -> Result<Option<PageToken>, CatalogError> {
+        match &self.last {
+            Some(last) => Ok(Some(last.token()?)),
+            None => Ok(self.query.after.clone()),
+        }
     }
 
     /// Tells one hit, unless the page is full: then it says where the next one begins.
     fn tell(&mut self, found: Found, points: &[Point]) -> Result<ControlFlow<()>, CatalogError> {
         if self.report.hits as usize == self.page_hits {
-            // A page of no hits begins where the search began.
-            self.report.next = match &self.last {
-                Some(last) => Some(last.token()?),
-                None => self.query.after.clone(),
-            };
+            self.report.next = self.next()?;
             return Ok(ControlFlow::Break(()));
         }
         self.report.hits += 1;

@@ -4,6 +4,7 @@
 //! Knows what a walk says of a path, not what becomes of it. Of equal paths the one that came first comes first.
 
 use crate::error::CatalogError;
+use crate::room::Room;
 use crate::version::{Version, kind_code, kind_of_code};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -47,6 +48,7 @@ struct Record {
 /// Takes facts in any order.
 pub struct Sorter {
     folder: PathBuf,
+    room: Room,
     bytes_max: usize,
     paths: Vec<u8>,
     records: Vec<Record>,
@@ -65,10 +67,11 @@ pub struct Sorted {
 }
 
 impl Sorter {
-    /// A sorter that spills into `folder` what exceeds `bytes_max` of memory (at most 1 GiB).
-    pub fn new(folder: &Path, bytes_max: usize) -> Sorter {
+    /// A sorter that spills into `folder`, as far as there is `room`, what exceeds `bytes_max` of memory (at most 1 GiB).
+    pub fn new(folder: &Path, bytes_max: usize, room: Room) -> Sorter {
         Sorter {
             folder: folder.to_path_buf(),
+            room,
             bytes_max: bytes_max.min(1 << 30),
             paths: Vec::new(),
             records: Vec::new(),
@@ -80,7 +83,7 @@ impl Sorter {
     /// Takes a fact about `folder` itself (no `name`) or about the entry `name` of it. The path is at most [`PATH_BYTES_MAX`] long.
     ///
     /// # Errors
-    /// When a run cannot be written.
+    /// When a run cannot be written, or there is no room for it.
     pub fn push(&mut self, folder: &[u8], name: Option<&[u8]>, fact: Fact) -> Result<(), CatalogError> {
         let bytes = joined_bytes(folder, name);
         debug_assert!(bytes <= PATH_BYTES_MAX);
@@ -115,6 +118,8 @@ impl Sorter {
     }
 
     fn spill(&mut self) -> Result<(), CatalogError> {
+        // On disk a run is smaller: paths share their beginnings, and no number is longer than in memory.
+        self.room.ask(&self.folder, self.used_bytes() as u64)?;
         self.sort();
         let path = self.folder.join(RUNS_FILE);
         if self.spilled.is_none() {
@@ -380,7 +385,7 @@ mod tests {
 
     fn sorted(facts: &[(Vec<u8>, Fact)], bytes_max: usize) -> (Vec<(Vec<u8>, Fact)>, usize) {
         let folder = tempfile::tempdir().unwrap();
-        let mut sorter = Sorter::new(folder.path(), bytes_max);
+        let mut sorter = Sorter::new(folder.path(), bytes_max, Room::whole_disk());
         for (path, fact) in facts {
             sorter.push(path, None, *fact).unwrap();
         }
@@ -396,7 +401,7 @@ mod tests {
 
     #[test]
     fn folder_and_name_make_a_path() {
-        let mut sorter = Sorter::new(Path::new("/nowhere"), 1 << 20);
+        let mut sorter = Sorter::new(Path::new("/nowhere"), 1 << 20, Room::whole_disk());
         let fact = Fact::Folder { ended: true, failed: false };
         for (folder, name) in [(&b"/"[..], Some(&b"b"[..])), (b"/b", Some(b"c")), (b"/", None), (b"/a", None)] {
             sorter.push(folder, name, fact).unwrap();

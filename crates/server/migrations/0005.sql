@@ -4,8 +4,9 @@ CREATE TABLE notifications (
     id       INTEGER PRIMARY KEY AUTOINCREMENT,
     session  INTEGER NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
     kind     TEXT NOT NULL, -- webhook, command
-    job      TEXT NOT NULL, -- the secret is sealed for it
-    target   TEXT NOT NULL, -- the address, the program's name
+    job      TEXT NOT NULL, -- address and secret are sealed for it
+    target   TEXT NOT NULL, -- for people: scheme and host of the address, or the program's name
+    address  TEXT,          -- of a webhook: sealed, as JSON
     secret   TEXT,          -- sealed, as JSON
     attempts INTEGER NOT NULL, -- that were begun
     due_us   INTEGER NOT NULL

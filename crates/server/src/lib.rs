@@ -29,6 +29,7 @@ mod start;
 mod state_dir;
 mod store;
 
+pub use catalog::CatalogPace;
 pub use clock::Clock;
 pub use error::ServerError;
 pub use notify::NotifyPace;
@@ -70,6 +71,8 @@ pub struct ServerConfig {
     pub clock: Clock,
     /// How long and how often it is tried to tell somebody of a session.
     pub notify: NotifyPace,
+    /// What the catalog may take of the disk, and how often it tries to take a listing in.
+    pub catalog: CatalogPace,
     /// Told once, when the server answers requests.
     pub ready: Option<oneshot::Sender<Ready>>,
 }
@@ -78,8 +81,8 @@ impl ServerConfig {
     /// A server with its embedded proxy alone.
     pub fn new(state_dir: PathBuf, listen: SocketAddr, embedded: ServeProxy) -> Self {
         let proxies = vec![LocalProxy::embedded(embedded)];
-        let (clock, notify) = (Clock::system(), NotifyPace::default());
-        ServerConfig { state_dir, listen, proxies, clock, notify, ready: None }
+        let (clock, notify, catalog) = (Clock::system(), NotifyPace::default(), CatalogPace::default());
+        ServerConfig { state_dir, listen, proxies, clock, notify, catalog, ready: None }
     }
 }
 

@@ -109,7 +109,7 @@ async fn attempt(server: &Server, owed: Notification) -> Result<(), StoreError> 
         NotifyKind::Command => &[],
     };
     let whom = match owed.kind {
-        NotifyKind::Webhook => webhook::shown(&owed.target),
+        NotifyKind::Webhook => owed.target.clone(),
         NotifyKind::Command => format!("command {}", owed.target),
     };
     let before = owed.attempts as usize;

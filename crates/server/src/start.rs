@@ -77,7 +77,7 @@ pub async fn run(
     }
     let recovering_tasks = recovery::reopen(&server).await?;
     let cataloguing = server.clone();
-    server.spawn(async move { crate::catalog::run(&cataloguing).await });
+    server.spawn(async move { crate::catalog::queue::run(&cataloguing).await });
     let telling = server.clone();
     server.spawn(async move { crate::notify::run(&telling).await });
     let dispatching = server.clone();
@@ -113,7 +113,7 @@ async fn assemble(
         book: Book::new(store.clone(), hub.clone()),
         store,
         secrets,
-        catalog: FileCatalog::open(state_dir.path())?,
+        catalog: FileCatalog::open(state_dir.path(), config.catalog.clone())?,
         clock: config.clock.clone(),
         retention: RetentionQueue::default(),
         uses: Arc::default(),

@@ -8,6 +8,7 @@ use super::read::place;
 use super::{FORMAT, GROUP_PATH_BYTES_MAX, GROUP_ROWS_MAX, HEADER_CRC_KEY, HEADER_KEY, SCHEMA};
 use crate::error::CatalogError;
 use crate::point::Point;
+use crate::room::Room;
 use crate::version::{Interval, Version, kind_code};
 use bytes::Bytes;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
@@ -28,10 +29,15 @@ use uuid::Uuid;
 const ZSTD_LEVEL: i32 = 3;
 /// Pages are as large as their row group: a table is read by row groups. In bytes, before compression.
 const PAGE_BYTES_MAX: usize = 64 << 20;
+/// No row takes more beside its path, whatever it holds, in bytes.
+const ROW_BYTES_MAX: u64 = 96;
+/// No row group takes more in the file's own metadata, beside what the header says of it, in bytes.
+const GROUP_METADATA_BYTES_MAX: u64 = 16 << 10;
 
 /// Writes one table.
 pub struct TableWriter {
     path: PathBuf,
+    room: Room,
     parquet: SerializedFileWriter<Summing>,
     rows: Rows,
     group_rows_max: usize,
@@ -55,11 +61,18 @@ struct Rows {
 }
 
 impl TableWriter {
-    /// Begins a table in the empty `file`, which is called `path` in errors, with row groups of at most `group_rows_max` rows.
+    /// Begins a table in the empty `file`, which is called `path` in errors, with row groups of at most `group_rows_max` rows, each of
+    /// which is only written where there is `room`.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn new(file: File, path: &Path, vm: Uuid, group_rows_max: usize) -> Result<TableWriter, CatalogError> {
+    pub fn new(
+        file: File,
+        path: &Path,
+        vm: Uuid,
+        group_rows_max: usize,
+        room: Room,
+    ) -> Result<TableWriter, CatalogError> {
         let trouble = |error| write_error(path, error);
         let schema = Arc::new(parse_message_type(SCHEMA).map_err(trouble)?);
         let properties = Arc::new(properties().map_err(trouble)?);
@@ -67,13 +80,13 @@ impl TableWriter {
         let parquet = SerializedFileWriter::new(sink, schema, properties).map_err(trouble)?;
         let header = Header { format: FORMAT, vm, number_highest: 0, rows: 0, points: Vec::new(), groups: Vec::new() };
         let group_rows_max = group_rows_max.clamp(1, GROUP_ROWS_MAX);
-        Ok(TableWriter { path: path.to_path_buf(), parquet, rows: Rows::default(), group_rows_max, header })
+        Ok(TableWriter { path: path.to_path_buf(), room, parquet, rows: Rows::default(), group_rows_max, header })
     }
 
     /// Adds a row. Rows come ordered by path, then by `first`.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When the file cannot be written, or there is no room for it.
     pub fn push(&mut self, path: &[u8], version: &Version, interval: Interval) -> Result<(), CatalogError> {
         let rows = &mut self.rows;
         let full = rows.paths.len() == self.group_rows_max || rows.paths.bytes() + path.len() > GROUP_PATH_BYTES_MAX;
@@ -97,6 +110,8 @@ impl TableWriter {
     }
 
     fn end_group(&mut self) -> Result<(), CatalogError> {
+        let paths = &self.rows.paths;
+        self.ask_room(paths.bytes() as u64 + paths.len() as u64 * ROW_BYTES_MAX)?;
         let offset = self.begin_sum()?;
         let path = &self.path;
         let smallest = |numbers: &[i32]| numbers.iter().map(|n| *n as u32).min().unwrap_or(0);
@@ -126,6 +141,10 @@ impl TableWriter {
         Ok(())
     }
 
+    fn ask_room(&self, bytes: u64) -> Result<(), CatalogError> {
+        self.room.ask(self.path.parent().unwrap_or(&self.path), bytes)
+    }
+
     /// Where the next byte goes, and all bytes before it out of the sum.
     fn begin_sum(&mut self) -> Result<u64, CatalogError> {
         self.parquet.flush().map_err(CatalogError::io("write", &self.path))?;
@@ -137,7 +156,7 @@ impl TableWriter {
     /// Writes what is left and the header. The file is complete then, though not yet synced.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When the file cannot be written, or there is no room for it.
     pub fn finish(mut self, number_highest: u32, points: Vec<Point>) -> Result<(File, Header), CatalogError> {
         if !self.rows.paths.is_empty() {
             self.end_group()?;
@@ -149,6 +168,7 @@ impl TableWriter {
             path: self.path.clone(),
             source: error.into(),
         })?;
+        self.ask_room(json.len() as u64 + (self.header.groups.len() as u64 + 1) * GROUP_METADATA_BYTES_MAX)?;
         let crc = format!("{:08x}", crc32fast::hash(json.as_bytes()));
         self.parquet.append_key_value_metadata(KeyValue::new(HEADER_KEY.to_string(), json));
         self.parquet.append_key_value_metadata(KeyValue::new(HEADER_CRC_KEY.to_string(), crc));

@@ -143,6 +143,35 @@ fn a_page_keeps_its_place_when_restore_points_come_and_go() {
     }
 }
 
+/// Ten thousand of the longest paths would be 320 MB.
+#[test]
+fn a_page_of_very_long_paths_ends_before_its_limit_and_the_next_ones_tell_the_rest() {
+    let folder = place();
+    let catalog = Catalog::open(folder.path()).unwrap();
+    let deep = [b"/".as_slice(), &[b'x'; 250]].concat().repeat(120);
+    let names: Vec<(Vec<u8>, Version)> =
+        (0..1_000).map(|n: i64| entry(format!("{n:04}").as_bytes(), &file(1, n * 7 % 1_000))).collect();
+    let listing = FolderListing { path: deep, error: None, more: false, entries: names };
+    ingest_frames(&catalog, VM, 1, vec![frame(vec![listing])]);
+    let mut query = Query { limit: Some(900), ..Query::default() };
+    let (mut times, mut pages) = (Vec::new(), 0);
+    loop {
+        let mut bytes = 0;
+        let report = catalog.search(&query, &mut |hit| {
+            bytes += hit.path.len();
+            times.push(hit.version.mtime_us);
+            ControlFlow::Continue(())
+        });
+        pages += 1;
+        assert!(bytes <= lull_catalog::query::NEWEST_FIRST_BYTES_MAX, "{bytes}");
+        query.after = report.unwrap().next;
+        if query.after.is_none() {
+            break;
+        }
+    }
+    assert_eq!((pages, times), (2, (0..1_000).rev().collect::<Vec<_>>()));
+}
+
 #[test]
 fn a_search_can_be_broken_off() {
     let (_folder, catalog) = catalog();
@@ -158,7 +187,7 @@ fn a_search_can_be_broken_off() {
 
 #[test]
 fn a_search_goes_on_in_the_table_that_it_opened() {
-    let (_folder, catalog) = catalog();
+    let (folder, catalog) = catalog();
     let whole = told(&catalog, &everything());
     let mut hits = Vec::new();
     catalog
@@ -166,7 +195,7 @@ fn a_search_goes_on_in_the_table_that_it_opened() {
             match hits.len() {
                 0 => drop(ingest(&catalog, 4, &tree(&[(b"/new", file(1, 1))]))),
                 1 => drop(catalog.forget(VM, &[point_id(1), point_id(2), point_id(3)]).unwrap()),
-                2 => catalog.remove_vm(VM).unwrap(),
+                2 => std::fs::remove_dir_all(folder.path().join(VM.to_string())).unwrap(),
                 _ => {}
             }
             hits.push(line(&hit));

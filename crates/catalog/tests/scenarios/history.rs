@@ -239,22 +239,6 @@ fn retention_drops_rows_that_lie_in_no_living_restore_point() {
 }
 
 #[test]
-fn a_vm_that_goes_takes_its_table_along_and_no_other() {
-    let (folder, catalog) = catalog();
-    let other = uuid::Uuid::from_u128(0x12);
-    for vm in [VM, other] {
-        let listings = Walking::default().listings(&tree(&[(b"/f", file(1, 1))]));
-        ingest_frames(&catalog, vm, 1, frames(listings, 9));
-    }
-    catalog.remove_vm(VM).unwrap();
-    catalog.remove_vm(VM).unwrap();
-    assert_eq!(catalog.vms().unwrap(), [other]);
-    assert!(!folder.path().join(VM.to_string()).exists());
-    assert!(matches!(catalog.versions(VM, b"/f"), Err(CatalogError::NoTable(VM))));
-    assert_eq!(search(&catalog, &everything()).len(), 1);
-}
-
-#[test]
 fn how_a_walk_went_is_kept_with_its_point() {
     let (_folder, catalog) = catalog();
     let summary = lull_guest_wire::listing::IndexSummary {

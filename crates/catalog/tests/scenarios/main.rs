@@ -6,6 +6,7 @@ mod crash;
 mod damage;
 mod history;
 mod hostile;
+mod large;
 mod model;
 mod past_versions;
 mod trees;

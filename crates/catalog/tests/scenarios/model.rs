@@ -132,7 +132,7 @@ proptest! {
     fn every_history_is_told_as_it_was(steps in prop::collection::vec(a_step(), 1..6), group_rows_max in 1usize..9, folder in a_path()) {
         let place = place();
         // Small bounds, so that small guests reach them.
-        let bounds = Bounds { sort_bytes_max: 700, group_rows_max };
+        let bounds = Bounds { sort_bytes_max: 700, group_rows_max, ..Bounds::default() };
         let catalog = Catalog::open(place.path()).unwrap().with_bounds(bounds);
         let mut model = Model::default();
         let mut whole: BTreeMap<u32, Tree> = BTreeMap::new();

@@ -51,7 +51,7 @@ fn version_1_is_read_as_ever() {
         let written = folder.path().join(VM.to_string()).join("history.parquet");
         std::fs::create_dir_all(kept(FORMAT).parent().unwrap()).unwrap();
         std::fs::copy(written, kept(FORMAT)).unwrap();
-        catalog.remove_vm(VM).unwrap();
+        std::fs::remove_dir_all(folder.path().join(VM.to_string())).unwrap();
     }
     std::fs::create_dir(folder.path().join(VM.to_string())).unwrap();
     std::fs::copy(kept(1), folder.path().join(VM.to_string()).join("history.parquet")).unwrap();

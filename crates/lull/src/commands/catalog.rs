@@ -130,12 +130,15 @@ pub async fn run(client: Client, screen: &Screen, command: CatalogCommand) -> Re
         CatalogCommand::Search(args) => {
             let query = search_query(*args)?;
             let end = lines(&client, screen, &format!("/catalog/search?{query}")).await?;
+            if end.told == 0 {
+                screen.remark("Nothing was found.");
+            }
             Ok(ended(screen, &end))
         }
         CatalogCommand::Browse { place } => {
             let query = browse_query(place.as_bytes())?;
             let end = lines(&client, screen, &format!("/catalog/browse?{query}")).await?;
-            if end.told == 0 && !screen.json {
+            if end.told == 0 {
                 screen.remark("There is nothing of this path in the catalog.");
             }
             Ok(ended(screen, &end))
@@ -178,6 +181,9 @@ async fn lines(client: &Client, screen: &Screen, path: &str) -> Result<CatalogEn
 fn ended(screen: &Screen, end: &CatalogEnd) -> Exit {
     for missing in &end.missing {
         screen.remark(&format!("not searched: {missing}"));
+    }
+    for unknown in &end.unknown {
+        screen.remark(&format!("not known: {unknown}"));
     }
     if !end.pending.is_empty() {
         let points = if end.pending.len() == 1 { "restore point is" } else { "restore points are" };

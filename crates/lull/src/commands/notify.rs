@@ -1,7 +1,7 @@
 //! Whom a job tells of its sessions, as flags.
 
 use crate::secrets::{self, Source};
-use crate::trouble::Result;
+use crate::trouble::{Result, Trouble};
 use clap::Args;
 use lull_api::notify::NotifySettings;
 use std::path::PathBuf;
@@ -10,9 +10,17 @@ use std::path::PathBuf;
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Notification")]
 pub struct NotifyArgs {
-    /// Post a summary of each session to this address, as JSON; https, or http on the backup server itself.
-    #[arg(long, value_name = "URL")]
-    pub notify_url: Option<String>,
+    /// Post a summary of each session, as JSON, to the address in this file's first line; https, or http on the backup server itself.
+    ///
+    /// An address often holds a token, so it is kept as a secret: scheme and host are shown.
+    #[arg(long, value_name = "FILE")]
+    pub notify_url_file: Option<PathBuf>,
+    /// Read that address from stdin (its first line).
+    #[arg(long, conflicts_with = "notify_url_file")]
+    pub notify_url_stdin: bool,
+    /// Refused, with the reason.
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "")]
+    notify_url: Option<String>,
     /// Sign what is posted under the secret in this file's first line: header X-Lull-Signature, HMAC-SHA256 of the body.
     #[arg(long, value_name = "FILE")]
     pub notify_secret_file: Option<PathBuf>,
@@ -29,7 +37,7 @@ pub struct NotifyArgs {
 #[command(next_help_heading = "Take out of the job")]
 pub struct NotifyRemovalArgs {
     /// Post nothing any more; the secret goes too.
-    #[arg(long, conflicts_with_all = ["notify_url", "notify_secret_file"])]
+    #[arg(long, conflicts_with_all = ["notify_url_file", "notify_url_stdin", "notify_secret_file"])]
     pub no_notify_url: bool,
     /// Sign nothing any more.
     #[arg(long, conflicts_with = "notify_secret_file")]
@@ -40,12 +48,24 @@ pub struct NotifyRemovalArgs {
 }
 
 impl NotifyArgs {
-    /// What was given. The secret is read here: the server never sees this machine's files.
+    /// What was given. Files are read here: the server never sees this machine's.
+    ///
+    /// # Errors
+    /// A file cannot be read, or the address is an argument.
     pub fn settings(&self) -> Result<NotifySettings> {
-        let read = |file: &PathBuf| secrets::read(&Source::File(file.clone()), "secret", "notify-secret");
+        if self.notify_url.is_some() {
+            return Err(Trouble::usage("the address cannot be given as the value of --notify-url")
+                .why("it often holds a token, and every user of this machine can read the arguments of a program")
+                .remedy(
+                    "give it with --notify-url-file FILE or --notify-url-stdin; a new token, where this one had one",
+                ));
+        }
+        let file = |file: &PathBuf| Source::File(file.clone());
+        let url = self.notify_url_stdin.then_some(Source::Stdin).or(self.notify_url_file.as_ref().map(file));
+        let secret = self.notify_secret_file.as_ref().map(file);
         Ok(NotifySettings {
-            url: self.notify_url.clone(),
-            secret: self.notify_secret_file.as_ref().map(read).transpose()?,
+            url: url.map(|from| secrets::read(&from, "address", "notify-url")).transpose()?,
+            secret: secret.map(|from| secrets::read(&from, "secret", "notify-secret")).transpose()?,
             on: self.notify_on.clone(),
             command: self.notify_command.clone(),
         })

@@ -3,6 +3,7 @@
 use crate::fake::Fake;
 use crate::run::{Outcome, answer_on_a_terminal, document, run};
 use crate::samples::{explanation, finished, vm};
+use lull_api::catalog::{CatalogEnd, CatalogLine};
 use lull_api::infrastructure::{
     Finding, Host, Proxy, Repository, RepositoryScan, RestorePoint, ScanFinding, ServerStatus, Verification,
 };
@@ -288,6 +289,29 @@ fn jobs() {
 }
 
 #[test]
+fn a_search_that_finds_nothing_says_so_and_what_it_does_not_know() {
+    let fake = Fake::start();
+    let call = "GET /catalog/search?pattern=x&limit=100";
+    fake.script.answer(call, &CatalogLine::End(CatalogEnd::default()));
+    let search = ["catalog", "search", "x"];
+    let output = run(&fake, &search);
+    assert_eq!((output.code, output.stdout.as_str(), output.stderr.as_str()), (0, "", "Nothing was found.\n"));
+    let unknown = vec!["shop: 1 restore point has no index: 01 (why)".to_string()];
+    fake.script.answer(call, &CatalogLine::End(CatalogEnd { unknown, ..CatalogEnd::default() }));
+    let output = run(&fake, &search);
+    assert_eq!(output.code, 0, "{output:?}");
+    assert_eq!(output.stderr, "Nothing was found.\nnot known: shop: 1 restore point has no index: 01 (why)\n");
+    let missing = vec!["restore point 01 of shop has no index: why".to_string()];
+    fake.script.answer(call, &CatalogLine::End(CatalogEnd { missing, ..CatalogEnd::default() }));
+    let output = run(&fake, &search);
+    assert_eq!(output.code, 6, "{output:?}");
+    assert!(output.stderr.ends_with("not searched: restore point 01 of shop has no index: why\n"), "{output:?}");
+    let output = run(&fake, &[&search[..], &["--json"]].concat());
+    assert_eq!((output.code, output.stderr.as_str()), (6, ""), "{output:?}");
+    assert_eq!(document(&output.stdout)["end"]["told"], 0);
+}
+
+#[test]
 fn whom_a_job_tells() {
     let fake = Fake::start();
     let secret = fake.folder().join("secret");
@@ -296,8 +320,11 @@ fn whom_a_job_tells() {
     let saved = SavedJob { job: job(), warnings: vec![] };
     fake.script.answer("POST /jobs", &saved);
     let args = ["job", "create", "nightly", "--vm", "shop", "--repository", "local", "--notify-on", "problems"];
-    let url = "https://monitor.example/";
-    let output = run(&fake, &[&args[..], &["--notify-url", url, "--notify-secret-file", secret]].concat());
+    let url = "https://monitor.example/token";
+    let address = fake.folder().join("address");
+    std::fs::write(&address, format!("{url}\n")).unwrap();
+    let from_files = ["--notify-url-file", address.to_str().unwrap(), "--notify-secret-file", secret];
+    let output = run(&fake, &[&args[..], &from_files].concat());
     assert_eq!(output.code, 0, "{output:?}");
     assert!(output.stdout.contains("notify url         https://monitor.example/, signed"), "{output:?}");
     let notify = &fake.script.requests()[0].body["notify"];
@@ -309,6 +336,10 @@ fn whom_a_job_tells() {
     assert_eq!(body["notify"], json!({"url": "", "secret": "", "command": "tell"}));
     let refused = run(&fake, &["job", "edit", "nightly", "--no-notify-command", "--notify-command", "tell"]);
     assert_eq!(refused.code, 2, "{refused:?}");
+    let refused = run(&fake, &["job", "edit", "nightly", "--notify-url", url]);
+    assert!(refused.code == 2 && refused.stderr.contains("often holds a token"), "{refused:?}");
+    assert!(refused.stderr.contains("--notify-url-file FILE") && !refused.stderr.contains(url), "{refused:?}");
+    assert_eq!(fake.script.requests_of("PATCH").len(), 1);
 }
 
 #[test]

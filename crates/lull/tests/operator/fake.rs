@@ -81,7 +81,8 @@ impl Script {
     }
 
     pub fn answer_with(&self, call: &str, status: u16, body: &impl Serialize) -> &Self {
-        let body = serde_json::to_string(body).unwrap();
+        // A whole line, since some answers are read by lines.
+        let body = serde_json::to_string(body).unwrap() + "\n";
         self.answers.lock().unwrap().insert(call.into(), (status, body));
         self
     }

@@ -237,13 +237,18 @@ impl Server {
         working.any(|dir| dir == self.data)
     }
 
-    /// The process among its children whose title contains `title`.
+    /// The process among its children whose title contains `title`, as soon as it has it.
     pub fn child(&self, title: &str) -> u32 {
         let children = format!("/proc/{0}/task/{0}/children", self.pid());
-        let children = fs::read_to_string(children).unwrap();
         let titled =
             |pid: &&str| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(title));
-        children.split_whitespace().find(titled).expect("a child with this title").parse().unwrap()
+        let mut found = None;
+        self.wait(&format!("a child with the title {title}"), || {
+            let children = fs::read_to_string(&children).unwrap();
+            found = children.split_whitespace().find(titled).map(|pid| pid.parse().unwrap());
+            found.is_some()
+        });
+        found.unwrap()
     }
 
     /// Runs a statement as the superuser in `database`, by a connection of its own from this process (root).

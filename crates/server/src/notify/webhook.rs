@@ -1,6 +1,6 @@
 //! Posts a session's report to an address, signed where there is a secret. Knows neither when nor how often.
 //!
-//! The address may hold a token of its own: in sentences for people only its host stands.
+//! The address may hold a token of its own: it is sealed until it is used, and people see its scheme and host.
 
 use crate::server::Server;
 use crate::store::notifications::Notification;
@@ -18,6 +18,8 @@ use std::time::Duration;
 
 /// Longest address, in bytes.
 const URL_BYTES_MAX: usize = 2_048;
+/// Under this name addresses are sealed.
+pub const ADDRESS_FIELD: &str = "notify_url";
 /// Under this name secrets are sealed.
 pub const SECRET_FIELD: &str = "notify_secret";
 /// HMAC-SHA256 of the body under the job's secret.
@@ -53,8 +55,7 @@ fn is_loopback(url: &Uri) -> bool {
 }
 
 /// The address without what may be secret in it.
-pub fn shown(text: &str) -> String {
-    let url = text.parse::<Uri>().unwrap_or_default();
+pub fn shown(url: &Uri) -> String {
     match (url.scheme_str(), url.authority()) {
         (Some(scheme), Some(authority)) => format!("{scheme}://{authority}"),
         _ => "the webhook".into(),
@@ -63,7 +64,9 @@ pub fn shown(text: &str) -> String {
 
 /// One attempt: what was answered, or why it counts as not told. Redirections are not followed.
 pub async fn post(server: &Server, owed: &Notification, report: &SessionReport) -> Result<String, String> {
-    let url = checked(&owed.target).map_err(|rule| format!("its address must {rule}"))?;
+    let sealed = owed.address.as_deref().ok_or("its address is not there")?;
+    let opened = server.secrets.open(owed.job, ADDRESS_FIELD, sealed).map_err(|error| error.to_string())?;
+    let url = checked(opened.expose_secret()).map_err(|rule| format!("its address must {rule}"))?;
     let in_clear = url.scheme_str() == Some("http");
     let body = serde_json::to_vec(report).map_err(|error| error.to_string())?;
     let mut request = Request::post(url)
@@ -134,7 +137,8 @@ mod tests {
 
     #[test]
     fn people_see_the_host_and_no_token() {
-        assert_eq!(shown("https://hooks.example:8443/services/T0/s3cret?k=s3cret"), "https://hooks.example:8443");
+        let url = checked("https://hooks.example:8443/services/T0/s3cret?k=s3cret").unwrap();
+        assert_eq!(shown(&url), "https://hooks.example:8443");
     }
 
     // RFC 4231, test case 2.

@@ -4,7 +4,7 @@
 
 use super::answer::{Answer, Fault, bad_value};
 use super::body::Params;
-use crate::catalog::sentence;
+use crate::catalog::{ANSWERS_MAX, sentence};
 use crate::instant::{from_us, rfc3339};
 use crate::server::Server;
 use crate::store::json;
@@ -14,6 +14,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use gaps::Listings;
 use lull_api::Problem;
 use lull_api::catalog::{
     CatalogEnd, CatalogLine, CatalogTable, FileAt, FileHit, FileVersion, FolderEntry, IndexedPoint, PendingPoint,
@@ -26,12 +27,13 @@ use std::convert::Infallible;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use uuid::Uuid;
 
 mod asked;
+mod gaps;
 
 /// Lines that may wait for a slow caller.
 const LINES_WAITING_MAX: usize = 256;
@@ -44,10 +46,15 @@ const EXPORT_BYTES: usize = 64 << 10;
 pub async fn search(State(server): State<Arc<Server>>, Params(asked): Params<Search>) -> Answer<Response> {
     let known = Known::read(&server).await?;
     let query = query(&known, asked)?;
-    let pending = pending(&server)?;
+    let listings = listings(&server)?;
     lines(&server, move |tables, tell| {
         let report = tables.search(&query, &mut |hit| tell(CatalogLine::Hit(hit_of(&known, hit))))?;
-        Ok(CatalogLine::End(search_end(report, &known, pending)))
+        let mut end = search_end(report, &known, listings.pending());
+        match query.point {
+            Some(point) => end.missing.extend(gaps::of_point(tables, &known, &listings, point)),
+            None => end.unknown = gaps::of_vms(tables, &known, &listings, query.vms.as_deref()),
+        }
+        Ok(CatalogLine::End(end))
     })
     .await
 }
@@ -77,7 +84,7 @@ pub async fn browse(State(server): State<Arc<Server>>, Params(asked): Params<Bro
     if path.first() != Some(&b'/') || path.contains(&0) {
         return Err(bad_value("path", "must be an absolute path in the guest, such as /etc"));
     }
-    let pending = pending(&server)?;
+    let listings = listings(&server)?;
     lines(&server, move |tables, tell| {
         let told = tables.browse(vm, point, &path, &mut |entry| {
             let versions = entry.versions.into_iter().map(|v| version(v.version, &v.points)).collect();
@@ -94,7 +101,12 @@ pub async fn browse(State(server): State<Arc<Server>>, Params(asked): Params<Bro
             }
             told => told,
         };
-        Ok(CatalogLine::End(CatalogEnd { told, pending, ..CatalogEnd::default() }))
+        let mut end = CatalogEnd { told, pending: listings.pending(), ..CatalogEnd::default() };
+        match point {
+            Some(point) => end.missing.extend(gaps::of_point(tables, &known, &listings, point)),
+            None => end.unknown = gaps::of_vms(tables, &known, &listings, Some(&[vm])),
+        }
+        Ok(CatalogLine::End(end))
     })
     .await
 }
@@ -123,10 +135,12 @@ pub async fn export(State(server): State<Arc<Server>>, Params(asked): Params<Exp
         Some("json-lines") => (ExportFormat::JsonLines, "application/x-ndjson"),
         Some(_) => return Err(bad_value("format", "must be csv or json-lines")),
     };
+    let turn = turn(&server).await?;
     let (to_caller, mut chunks) = mpsc::channel::<io::Result<Bytes>>(8);
     let tables = server.catalog.tables.clone();
     let (failed, first_failure) = tokio::sync::oneshot::channel();
     tokio::task::spawn_blocking(move || {
+        let _turn = turn;
         let mut to = io::BufWriter::with_capacity(EXPORT_BYTES, ToCaller(to_caller.clone()));
         if let Err(error) = tables.export(vm, point, format, &mut to) {
             // Whatever waits in the buffer is no whole export.
@@ -171,8 +185,14 @@ pub async fn tables(
             pending.entry(point.vm).or_default().push(shown);
         }
     }
+    let mut given_up: BTreeMap<Uuid, Vec<String>> = BTreeMap::new();
+    for (id, why) in server.catalog.given_up() {
+        if let Some(point) = known.points.iter().find(|point| point.id == id) {
+            given_up.entry(point.vm).or_default().push(format!("restore point {id} has no index: {why}"));
+        }
+    }
     let mut vms = server.catalog.ask(|tables| tables.folders()).await.map_err(|error| fault(&error))?;
-    vms.extend(pending.keys());
+    vms.extend(pending.keys().chain(given_up.keys()));
     vms.extend(only);
     vms.sort();
     vms.dedup();
@@ -185,7 +205,7 @@ pub async fn tables(
         restore_points: points.into_iter().map(indexed).collect(),
         bytes,
         pending: pending.remove(&vm).unwrap_or_default(),
-        problems,
+        problems: problems.into_iter().chain(given_up.remove(&vm).unwrap_or_default()).collect(),
     });
     let mut shown: Vec<CatalogTable> = shown.collect();
     shown.sort_by(|a, b| a.vm.cmp(&b.vm));
@@ -244,13 +264,12 @@ fn search_end(report: SearchReport, known: &Known, pending: Vec<Uuid>) -> Catalo
         next_page: report.next.map(|token| token.0),
         missing: aside.chain(unreadable).collect(),
         pending,
+        ..CatalogEnd::default()
     }
 }
 
-/// Restore points whose listings wait.
-fn pending(server: &Server) -> Answer<Vec<Uuid>> {
-    let waiting = server.catalog.pending().map_err(unreadable_folder)?;
-    Ok(waiting.into_iter().map(|waiting| waiting.restore_point).collect())
+fn listings(server: &Server) -> Answer<Listings> {
+    Listings::look(&server.catalog).map_err(unreadable_folder)
 }
 
 fn unreadable_folder(error: io::Error) -> Fault {
@@ -260,6 +279,15 @@ fn unreadable_folder(error: io::Error) -> Fault {
         .into()
 }
 
+async fn turn(server: &Server) -> Answer<OwnedSemaphorePermit> {
+    server.catalog.turn().await.ok_or_else(|| {
+        Problem::new(503, "catalog-busy", "the catalog is busy")
+            .why(format!("{ANSWERS_MAX} other searches, folders or exports are being answered, and none of them ended"))
+            .remedy("try again; an answer ends when its caller has read all of it, or goes")
+            .into()
+    })
+}
+
 /// Sends lines as they are found. What fails before the first line is an answer of its own.
 async fn lines(
     server: &Server,
@@ -267,9 +295,11 @@ async fn lines(
     + Send
     + 'static,
 ) -> Answer<Response> {
+    let turn = turn(server).await?;
     let (to_caller, mut told) = mpsc::channel::<Result<CatalogLine, CatalogError>>(LINES_WAITING_MAX);
     let tables = server.catalog.tables.clone();
     tokio::task::spawn_blocking(move || {
+        let _turn = turn;
         let mut tell = |line| match to_caller.blocking_send(Ok(line)) {
             Ok(()) => ControlFlow::Continue(()),
             // The caller hung up.

@@ -136,10 +136,33 @@ async fn catalog(server: &Server) -> Vec<Finding> {
     match server.catalog.pending() {
         Ok(waiting) => findings.extend(waiting.into_iter().filter_map(|waiting| {
             let text = format!("restore point {} is not in it: {}", waiting.restore_point, waiting.trouble?);
-            Some(finding(subject(), "error", text, Some("it is tried again each minute: put that right")))
+            Some(finding(
+                subject(),
+                "error",
+                text,
+                Some("put that right: it is tried again, and at once when the server starts"),
+            ))
         })),
         Err(error) => findings.push(finding(subject(), "error", error.to_string(), Some("see the state folder"))),
     }
+    let recorded = match server.store.restore_points(None).await {
+        Ok(recorded) => recorded,
+        Err(error) => {
+            findings.push(finding(subject(), "error", error.to_string(), Some("see the state folder")));
+            Vec::new()
+        }
+    };
+    // What became of a listing is forgotten at the next look at the queue, which may be after its restore point went.
+    let given_up = server.catalog.given_up().into_iter().filter(|(id, _)| recorded.iter().any(|point| point.id == *id));
+    findings.extend(given_up.map(|(point, why)| {
+        let text = format!("the files of restore point {point} are not in it: {why}");
+        finding(
+            subject(),
+            "warning",
+            text,
+            Some("put that right for the next backups; this restore point stays without"),
+        )
+    }));
     let aside = server.catalog.ask(|tables| {
         let vms = tables.folders()?;
         vms.into_iter().map(|vm| tables.damaged_tables(vm)).collect::<Result<Vec<_>, _>>()

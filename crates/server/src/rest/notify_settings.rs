@@ -1,10 +1,11 @@
-//! Whom a job tells of its sessions, between the REST interface and the store. The secret goes in and never comes out.
+//! Whom a job tells of its sessions, between the REST interface and the store. The secret and the address go in; of the address
+//! scheme and host come out.
 
 use super::answer::{Answer, bad_value};
 use crate::notify::{command, webhook};
 use crate::server::Server;
 use crate::store::jobs::StoredJob;
-use crate::store::notifications::Notify;
+use crate::store::notifications::{Notify, Webhook};
 use lull_api::notify::{Notify as Shown, NotifySettings};
 use secrecy::SecretString;
 
@@ -16,10 +17,14 @@ pub fn apply(server: &Server, job: &mut StoredJob, given: NotifySettings) -> Ans
     let NotifySettings { url, secret, on, command: name, .. } = given;
     let mut notify = job.notify.clone();
     if let Some(url) = url {
-        notify.url = Some(url).filter(|url| !url.is_empty());
-    }
-    if let Some(url) = &notify.url {
-        webhook::checked(url).map_err(|rule| bad_value("notify.url", format!("must {rule}")))?;
+        notify.webhook = match url.as_str() {
+            "" => None,
+            text => {
+                let uri = webhook::checked(text).map_err(|rule| bad_value("notify.url", format!("must {rule}")))?;
+                let address = server.secrets.seal(job.job.id.0, webhook::ADDRESS_FIELD, &SecretString::from(url))?;
+                Some(Webhook { shown: webhook::shown(&uri), address })
+            }
+        };
     }
     if let Some(name) = name {
         notify.command = Some(name).filter(|name| !name.is_empty());
@@ -41,7 +46,7 @@ pub fn apply(server: &Server, job: &mut StoredJob, given: NotifySettings) -> Ans
         Some("problems") => notify.only_problems = true,
         Some(_) => return Err(bad_value("notify.on", "must be always or problems")),
     }
-    if notify.secret.is_some() && notify.url.is_none() {
+    if notify.secret.is_some() && notify.webhook.is_none() {
         return Err(bad_value("notify.secret", "it signs what is posted, and there is no notify.url"));
     }
     job.notify = notify;
@@ -52,10 +57,10 @@ fn is_empty(secret: &SecretString) -> bool {
     secrecy::ExposeSecret::expose_secret(secret).is_empty()
 }
 
-/// Who is told, without the secret.
+/// Who is told, without what is secret.
 pub fn shown(notify: &Notify) -> Shown {
     Shown {
-        url: notify.url.clone(),
+        url: notify.webhook.as_ref().map(|webhook| webhook.shown.clone()),
         has_secret: notify.secret.is_some(),
         on: if notify.only_problems { "problems" } else { "always" }.into(),
         command: notify.command.clone(),

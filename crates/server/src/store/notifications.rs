@@ -10,13 +10,22 @@ use uuid::Uuid;
 #[serde(default)]
 pub struct Notify {
     /// Address to which summaries are posted.
-    pub url: Option<String>,
+    pub webhook: Option<Webhook>,
     /// The secret under which they are signed, sealed for the job.
     pub secret: Option<Vec<u8>>,
     /// Only of sessions that did not end in success.
     pub only_problems: bool,
     /// Program in the folder `commands/`.
     pub command: Option<String>,
+}
+
+/// An address to which summaries are posted. It often holds a token, so it is kept like one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Webhook {
+    /// Scheme and host: what people see of it.
+    pub shown: String,
+    /// All of it, sealed for the job.
+    pub address: Vec<u8>,
 }
 
 /// How somebody is told.
@@ -39,9 +48,11 @@ pub struct Notification {
     pub kind: NotifyKind,
     /// The job.
     pub job: Uuid,
-    /// Address, or name of the program.
+    /// For people: scheme and host of the address, or the program's name.
     pub target: String,
-    /// Sealed.
+    /// Of a webhook, sealed.
+    pub address: Option<Vec<u8>>,
+    /// Under which it is signed, sealed.
     pub secret: Option<Vec<u8>>,
     /// Attempts that were begun.
     pub attempts: u32,
@@ -58,9 +69,10 @@ impl Store {
         succeeded: bool,
         now_us: i64,
     ) -> Result<(), StoreError> {
-        for (kind, member) in [("webhook", "$.notify.url"), ("command", "$.notify.command")] {
-            let sql = "INSERT INTO notifications (session, kind, job, target, secret, attempts, due_us) \
+        for (kind, member) in [("webhook", "$.notify.webhook.shown"), ("command", "$.notify.command")] {
+            let sql = "INSERT INTO notifications (session, kind, job, target, address, secret, attempts, due_us) \
                        SELECT sessions.id, $2, jobs.id, json_extract(jobs.doc, $3), \
+                              CASE $2 WHEN 'webhook' THEN json_extract(jobs.doc, '$.notify.webhook.address') END, \
                               json_extract(jobs.doc, '$.notify.secret'), 0, $5 \
                        FROM sessions JOIN jobs ON jobs.id = sessions.job \
                        WHERE sessions.id = $1 AND json_extract(jobs.doc, $3) IS NOT NULL \
@@ -73,21 +85,26 @@ impl Store {
 
     /// All that is owed, the oldest first.
     pub async fn notifications(&self) -> Result<Vec<Notification>, StoreError> {
-        let sql = "SELECT id, session, kind, job, target, secret, attempts, due_us FROM notifications ORDER BY id";
+        let sql =
+            "SELECT id, session, kind, job, target, address, secret, attempts, due_us FROM notifications ORDER BY id";
         let rows = sqlx::query(sql).fetch_all(&self.readers).await;
         let rows = rows.map_err(|e| self.failed("reading whom to tell of sessions", e))?;
         rows.iter()
             .map(|row| {
-                let secret = row.get::<Option<&str>, _>(5);
+                let sealed = |column: usize| {
+                    let text = row.get::<Option<&str>, _>(column);
+                    text.map(|text| self.document("what is sealed of a notification", text)).transpose()
+                };
                 Ok(Notification {
                     id: row.get(0),
                     session: row.get(1),
                     kind: if row.get::<&str, _>(2) == "webhook" { NotifyKind::Webhook } else { NotifyKind::Command },
                     job: self.id(row, 3)?,
                     target: row.get(4),
-                    secret: secret.map(|text| self.document("a notification's secret", text)).transpose()?,
-                    attempts: row.get::<i64, _>(6).try_into().unwrap_or(u32::MAX),
-                    due_us: row.get(7),
+                    address: sealed(5)?,
+                    secret: sealed(6)?,
+                    attempts: row.get::<i64, _>(7).try_into().unwrap_or(u32::MAX),
+                    due_us: row.get(8),
                 })
             })
             .collect()

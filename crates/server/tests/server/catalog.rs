@@ -1,18 +1,18 @@
 //! Listings from a proxy to the catalog, and what callers find there.
 
 use crate::fake::Fake;
-use crate::harness::{Place, Server, furnish, one_vm, problem};
+use crate::harness::{PATIENCE, Place, Server, furnish, one_vm, problem};
 use futures::StreamExt;
 use lull_api::catalog::{CatalogEnd, CatalogLine, CatalogTable, FileHit, FolderEntry};
 use lull_api::infrastructure::{Finding, RestorePoint};
 use lull_api::job::GuestSettings;
 use lull_guest_wire::listing::{COMPRESSED_BYTES_MAX, Entry, FolderListing, Kind, Listing};
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// A piece of a listing: the files of one folder, with their sizes.
-fn piece(folder: &[u8], files: &[(&'static [u8], u64)]) -> Vec<u8> {
+pub fn piece(folder: &[u8], files: &[(&'static [u8], u64)]) -> Vec<u8> {
     let entry = |&(name, size): &(&'static [u8], u64)| Entry {
         name,
         kind: Kind::File,
@@ -29,7 +29,7 @@ fn piece(folder: &[u8], files: &[(&'static [u8], u64)]) -> Vec<u8> {
     zstd::bulk::compress(&postcard::to_stdvec(&listing).unwrap(), 1).unwrap()
 }
 
-async fn asked(server: &Server, path: &str) -> (Vec<FileHit>, Vec<FolderEntry>, CatalogEnd) {
+pub async fn asked(server: &Server, path: &str) -> (Vec<FileHit>, Vec<FolderEntry>, CatalogEnd) {
     let (mut hits, mut entries) = (Vec::new(), Vec::new());
     let mut lines = pin!(server.client.lines::<CatalogLine>(path).await.unwrap_or_else(|e| panic!("{path}: {e}")));
     while let Some(line) = lines.next().await {
@@ -44,7 +44,7 @@ async fn asked(server: &Server, path: &str) -> (Vec<FileHit>, Vec<FolderEntry>, 
 }
 
 /// Runs the job with this listing and waits until it is in the catalog.
-async fn backed_up(server: &Server, fake: &Fake, listing: Vec<Vec<u8>>) -> Uuid {
+pub async fn backed_up(server: &Server, fake: &Fake, listing: Vec<Vec<u8>>) -> Uuid {
     fake.set(|script| script.listing = listing);
     let session = server.finished(server.run("j").await.summary.id).await;
     assert_eq!(session.summary.result.as_deref(), Some("success"));
@@ -53,21 +53,19 @@ async fn backed_up(server: &Server, fake: &Fake, listing: Vec<Vec<u8>>) -> Uuid 
     points[0].id
 }
 
-async fn tables(server: &Server) -> Vec<CatalogTable> {
+pub async fn tables(server: &Server) -> Vec<CatalogTable> {
     server.client.get("/catalog").await.unwrap()
 }
 
-async fn taken_in(server: &Server) {
-    for _ in 0..200 {
-        if tables(server).await.iter().all(|table| table.pending.is_empty()) {
-            return;
-        }
+pub async fn taken_in(server: &Server) {
+    let since = Instant::now();
+    while tables(server).await.iter().any(|table| !table.pending.is_empty()) {
+        assert!(since.elapsed() < PATIENCE, "not taken in: {:?}", tables(server).await);
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
-    panic!("not taken in: {:?}", tables(server).await);
 }
 
-fn points(hit: &FileHit) -> Vec<Uuid> {
+pub fn points(hit: &FileHit) -> Vec<Uuid> {
     hit.version.restore_points.iter().map(|at| at.id).collect()
 }
 
@@ -140,6 +138,72 @@ async fn what_is_asked_wrongly_is_said() {
             "{path}: {said:?}"
         );
     }
+}
+
+/// An answer that knows nothing of a restore point does not look like one that found nothing there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_says_of_which_restore_points_it_does_not_know_everything() {
+    let (_place, fake, server) = one_vm().await;
+    let unlisted = backed_up(&server, &fake, vec![]).await;
+    let nothing_listed = "nothing was listed, see `lull session show 1`";
+    let latest = "/catalog/search?pattern=a&vm=db&restore_point=latest";
+    let (hits, _, end) = asked(&server, latest).await;
+    let said = format!("restore point {unlisted} of db has no index: {nothing_listed}");
+    assert_eq!((hits.len(), end.missing, end.unknown), (0, vec![said], vec![]));
+    let (_, _, end) = asked(&server, "/catalog/search?pattern=a&vm=db").await;
+    let said = format!("db: 1 restore point has no index: {unlisted} ({nothing_listed})");
+    assert_eq!((&end.missing, &end.unknown), (&vec![], &vec![said.clone()]));
+    let (_, _, end) = asked(&server, "/catalog/search?pattern=a").await;
+    assert_eq!(end.unknown, Vec::<String>::new(), "nobody asked for a VM that was never listed");
+
+    let cut = backed_up(&server, &fake, vec![piece(b"/srv", &[(b"a", 1)]), b"no zstd".to_vec()]).await;
+    let (hits, _, end) = asked(&server, latest).await;
+    assert_eq!(points(&hits[0]), [cut]);
+    let said_cut = format!("the listing of restore point {cut} of db is not complete: the guest sent something else");
+    assert!(end.missing.len() == 1 && end.missing[0].starts_with(&said_cut), "{end:?}");
+    let (_, entries, end) = asked(&server, "/catalog/browse?vm=db&path=/srv").await;
+    assert_eq!((entries.len(), end.unknown.len(), &end.unknown[0]), (1, 2, &said));
+    assert!(end.unknown[1].starts_with(&format!("db: 1 restore point has a listing that is not complete: {cut} (")));
+
+    let whole = backed_up(&server, &fake, vec![piece(b"/srv", &[(b"a", 1)])]).await;
+    let (hits, _, end) = asked(&server, latest).await;
+    assert_eq!((points(&hits[0]), end.missing, end.unknown), (vec![cut, whole], vec![], vec![]));
+}
+
+/// Callers that ask and do not read hold what they asked for: so many, and no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_answers_at_once_the_last_waits_for_its_turn_and_says_so() {
+    let (_place, fake, server) = one_vm().await;
+    let folder = [b"/".as_slice(), &[b'x'; 250]].concat();
+    let many = (0..12u32).map(|part| {
+        let names: Vec<Vec<u8>> = (0..6_000).map(|n| format!("{part:02}-{n:05}").into_bytes()).collect();
+        let entry = |name| Entry {
+            name,
+            kind: Kind::File,
+            size_bytes: 1,
+            mtime_us: 1,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            changed_after_freeze: false,
+        };
+        let entries = names.iter().map(|name| entry(name.as_slice())).collect();
+        let listing = Listing { folders: vec![FolderListing { path: &folder, error: None, more: part < 11, entries }] };
+        zstd::bulk::compress(&postcard::to_stdvec(&listing).unwrap(), 1).unwrap()
+    });
+    backed_up(&server, &fake, many.collect()).await;
+    let everything = "/catalog/search?order=path&limit=0";
+    let mut unread = Vec::new();
+    for _ in 0..4 {
+        // The answer has begun, and is larger than what lies between the two.
+        unread.push(server.client.bytes(everything).await.unwrap_or_else(|error| panic!("{error}")));
+    }
+    let one = "/catalog/search?pattern=00-00000";
+    let refused = problem(server.client.lines::<CatalogLine>(one).await.map(drop));
+    assert_eq!((refused.status, refused.code.as_str()), (503, "catalog-busy"), "{refused:?}");
+    unread.pop();
+    let (hits, ..) = asked(&server, one).await;
+    assert_eq!(hits.len(), 1);
 }
 
 /// The guest is not trusted, nor is its proxy's memory: what came before counts, the backup is as good as without.

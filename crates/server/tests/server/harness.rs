@@ -8,7 +8,7 @@ use lull_api::client::ClientError;
 use lull_api::infrastructure::{Host, NewCredential, NewHost, NewRepository, Repository, Vm, VmChange};
 use lull_api::job::{GuestSettings, NewJob, SavedJob};
 use lull_api::session::{EventKind, Session, SessionEvent};
-use lull_server::{Clock, NotifyPace, Ready, ServerConfig};
+use lull_server::{CatalogPace, Clock, NotifyPace, Ready, ServerConfig};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -40,6 +40,16 @@ impl Server {
 
     /// A server whose schedules go by this clock.
     pub async fn start_at(state_dir: &Path, fakes: &[Fake], clock: Clock) -> Result<Server, String> {
+        Server::start_with(state_dir, fakes, clock, CatalogPace::default()).await
+    }
+
+    /// A server whose catalog takes so much of the disk, and tries so often.
+    pub async fn start_with(
+        state_dir: &Path,
+        fakes: &[Fake],
+        clock: Clock,
+        catalog: CatalogPace,
+    ) -> Result<Server, String> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (ready, is_ready) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
@@ -50,6 +60,7 @@ impl Server {
             proxies: fakes.iter().map(Fake::local).collect(),
             clock: clock.clone(),
             notify: NotifyPace { webhook_ms: 500, pauses_ms: vec![100, 200, 300], command_ms: 1_500 },
+            catalog,
             ready: Some(ready),
         };
         runtime.spawn(async move {

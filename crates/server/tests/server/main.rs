@@ -1,6 +1,7 @@
 //! The server as its callers see it: a real database, real HTTP on a free port, and proxies that play a script.
 
 mod catalog;
+mod catalog_queue;
 mod chains;
 mod clock;
 mod debts;

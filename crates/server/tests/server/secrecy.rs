@@ -10,13 +10,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use tracing_subscriber::fmt::MakeWriter;
 
-const SECRETS: [&str; 7] = [
+const SECRETS: [&str; 8] = [
     "s3cret-password",
     "s3cret-changed",
     "s3cret-key-material",
     "s3cret-passphrase",
     "s3cret-root-password",
     "s3cret-signature",
+    "s3cret-token",
     "s3cret-of-nobody",
 ];
 
@@ -76,12 +77,16 @@ async fn secrets_are_nowhere_to_be_found() {
     };
     holds_no_secret("Debug", format!("{key:?}").as_bytes());
     let _: Credential = server.client.post("/credentials", &key).await.unwrap();
-    let notify = serde_json::json!({"url": "https://127.0.0.1:9/", "secret": "s3cret-signature"});
+    let notify =
+        serde_json::json!({"url": "https://127.0.0.1:9/s3cret-token?k=s3cret-token", "secret": "s3cret-signature"});
     let typed: lull_api::notify::NotifySettings = serde_json::from_value(notify.clone()).unwrap();
     holds_no_secret("Debug", format!("{typed:?}").as_bytes());
     let _: serde_json::Value = server.client.patch("/jobs/j", &serde_json::json!({"notify": notify})).await.unwrap();
     let unsigned = serde_json::json!({"notify": {"url": "", "secret": "s3cret-of-nobody"}});
     let refused = server.client.patch::<serde_json::Value>("/jobs/j", &unsigned).await.unwrap_err();
+    holds_no_secret("an error", format!("{refused:?}").as_bytes());
+    let nowhere = serde_json::json!({"notify": {"url": "ftp://127.0.0.1/s3cret-token"}});
+    let refused = server.client.patch::<serde_json::Value>("/jobs/j", &nowhere).await.unwrap_err();
     holds_no_secret("an error", format!("{refused:?}").as_bytes());
     let change = serde_json::json!({"credential": "k"});
     let _: serde_json::Value = server.client.patch("/vms/db", &change).await.unwrap();

@@ -64,7 +64,8 @@ pub fn found_again(world: &mut World) {
     world.guest.ssh(&format!("rm -r {folder}"));
 }
 
-/// The server dies with a listing half taken in, or not at all: at its next start the catalog has it.
+/// The server dies around the ingest, wherever that happens to be (inside it: `killed_inside_an_ingest_the_server_takes_the_listing_in_once`):
+/// at its next start the catalog has the listing.
 pub fn server_killed_in_ingest(world: &mut World) {
     world.guest.ssh("printf 1 >/root/before-the-kill; sync");
     let (id, events) = world.start_job(JOB);

@@ -47,7 +47,7 @@ pub struct Search {
     kind: Option<String>,
     /// `newest-first` (default) or `path`.
     order: Option<String>,
-    /// At most so many hits: 100 unless told, ordered by time at most 10000; with `order=path` 0 means all of them.
+    /// At most so many hits: 100 unless told, ordered by time at most 10000, and fewer where their paths are very long; with `order=path` 0 means all of them.
     limit: Option<usize>,
     /// Where the page begins: `next_page` of the page before.
     page: Option<String>,
