@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 
 /// The folder, below the state folder.
@@ -77,12 +78,17 @@ pub async fn run(server: &Server, name: &str, report: &SessionReport) -> Result<
     let mut command = Command::new(&program);
     command.env_clear().env("PATH", PATH).env("LULL_JOB", &report.job).env("LULL_RESULT", &report.result);
     command.env("LULL_SESSION", report.session.to_string()).current_dir("/");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
-    let mut child = command.spawn().map_err(|error| format!("it could not be started: {error}"))?;
+    let not_started = |error: io::Error| format!("it could not be started: {error}");
+    let (said, output) = one_pipe().map_err(not_started)?;
+    command.stdout(output.try_clone().map_err(not_started)?).stderr(output);
+    command.stdin(Stdio::piped()).process_group(0).kill_on_drop(true);
+    let mut child = command.spawn().map_err(not_started)?;
+    // It holds our copies of the pipe's end.
+    drop(command);
     let _group = Group(child.id());
     let limit = Duration::from_millis(server.notify.command_ms);
     let tail = Tail::default();
-    let ended = tokio::time::timeout(limit, to_its_end(&mut child, &body, &tail)).await;
+    let ended = tokio::time::timeout(limit, to_its_end(&mut child, &body, said, &tail)).await;
     let output = tail.shown();
     match ended {
         Err(_) => Err(format!("it did not end within {} ms and was killed{output}", limit.as_millis())),
@@ -105,8 +111,14 @@ impl Drop for Group {
     }
 }
 
-async fn to_its_end(child: &mut Child, body: &[u8], tail: &Tail) -> io::Result<ExitStatus> {
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+/// One for both outputs: what was said last comes last.
+fn one_pipe() -> io::Result<(pipe::Receiver, io::PipeWriter)> {
+    let (reader, writer) = io::pipe()?;
+    Ok((pipe::Receiver::from_owned_fd(reader.into())?, writer))
+}
+
+async fn to_its_end(child: &mut Child, body: &[u8], said: pipe::Receiver, tail: &Tail) -> io::Result<ExitStatus> {
+    let stdin = child.stdin.take();
     let feed = async {
         if let Some(mut stdin) = stdin {
             // A program that does not read it all has read enough.
@@ -114,7 +126,7 @@ async fn to_its_end(child: &mut Child, body: &[u8], tail: &Tail) -> io::Result<E
         }
     };
     let talk = async {
-        tokio::join!(feed, tail.hear(stdout), tail.hear(stderr));
+        tokio::join!(feed, tail.hear(said));
     };
     tokio::pin!(talk);
     let mut all_heard = false;
@@ -135,8 +147,7 @@ async fn to_its_end(child: &mut Child, body: &[u8], tail: &Tail) -> io::Result<E
 struct Tail(Arc<Mutex<Vec<u8>>>);
 
 impl Tail {
-    async fn hear(&self, from: Option<impl AsyncRead + Unpin>) {
-        let Some(mut from) = from else { return };
+    async fn hear(&self, mut from: pipe::Receiver) {
         let mut block = [0; 4096];
         while let Ok(n @ 1..) = from.read(&mut block).await {
             let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
