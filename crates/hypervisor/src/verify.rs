@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::chain::{self, POINTS_MAX};
+use crate::chain::{self, BrokenLink, POINTS_MAX};
 use crate::error::{ErrorClass, HypervisorError, Step};
 use crate::image::{self, Check};
 use crate::metadata::{self, RestorePointMetadata};
@@ -25,10 +25,12 @@ pub struct VerifiedFile {
 pub struct VerifyReport {
     /// What the restore point says of itself.
     pub metadata: RestorePointMetadata,
+    /// The point that was asked for, then what each builds on, as far as the chain could be followed; the last may be the one that is missing.
+    pub chain: Vec<String>,
     /// Each of its images, then each of its parent's, and so on to the full backup.
     pub files: Vec<VerifiedFile>,
-    /// What is wrong between two points of the chain, or where it ends too early; each names the restore point.
-    pub broken_links: Vec<String>,
+    /// What is wrong between two points of the chain, or where it ends too early.
+    pub broken_links: Vec<BrokenLink>,
 }
 
 impl VerifyReport {
@@ -55,8 +57,9 @@ pub async fn verify(restore_point_dir: &Path) -> Result<VerifyReport, Hypervisor
             "see that this is a whole restore point",
         )
     })?;
-    let mut report = VerifyReport { metadata: metadata.clone(), files: Vec::new(), broken_links: Vec::new() };
-    let (mut dir, mut point, mut points) = (restore_point_dir.to_owned(), metadata, 1);
+    let chain = vec![metadata.restore_point.clone()];
+    let mut report = VerifyReport { metadata: metadata.clone(), chain, files: Vec::new(), broken_links: Vec::new() };
+    let (mut dir, mut point) = (restore_point_dir.to_owned(), metadata);
     loop {
         for disk in &point.disks {
             let fault = match image::check(&dir.join(&disk.file)).await {
@@ -68,25 +71,21 @@ pub async fn verify(restore_point_dir: &Path) -> Result<VerifyReport, Hypervisor
         }
         let Some(parent) = point.parent.clone() else { return Ok(report) };
         dir.set_file_name(&parent);
-        match metadata::read(&dir) {
-            Ok(_) if points >= POINTS_MAX => {
-                report.broken_links.push(format!("restore point {parent}: it has no beginning"))
-            }
-            Ok(below) if below.restore_point != parent => {
-                let other = below.restore_point;
-                report.broken_links.push(format!("restore point {parent}: its description is that of {other}"));
-            }
+        report.chain.push(parent.clone());
+        let broken = |why: String| BrokenLink { restore_point: parent.clone(), why };
+        let why = match metadata::read(&dir) {
+            Ok(_) if report.chain.len() > POINTS_MAX => "it has no beginning".into(),
+            Ok(below) if below.restore_point != parent => format!("its description is that of {}", below.restore_point),
             Ok(below) => {
                 let fault = chain::link_fault(&point, &below);
-                report.broken_links.extend(fault.map(|why| format!("restore point {}: {why}", point.restore_point)));
-                (point, points) = (below, points + 1);
+                let of_child = |why| BrokenLink { restore_point: point.restore_point.clone(), why };
+                report.broken_links.extend(fault.map(of_child));
+                point = below;
                 continue;
             }
-            Err(e) => {
-                let what = format!("restore point {parent}: {} cannot be read ({e})", metadata::FILE_NAME);
-                report.broken_links.push(what);
-            }
-        }
+            Err(e) => format!("{} cannot be read ({e})", metadata::FILE_NAME),
+        };
+        report.broken_links.push(broken(why));
         return Ok(report);
     }
 }

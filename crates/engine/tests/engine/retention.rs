@@ -104,6 +104,21 @@ fn what_is_damaged_stands_for_nothing_and_waits_for_a_person() {
     assert!(removed(&points, last(1), now).is_empty(), "as if nothing could be read: nothing goes");
 }
 
+/// What is damaged takes along whatever rests on it, and nothing of an older chain goes for its sake.
+#[test]
+fn increments_on_a_damaged_full_backup_fill_no_rule() {
+    let mut points = daily(6, 3);
+    points[3].damaged = true;
+    for rule in [
+        Retention { last: Some(2), ..Default::default() },
+        Retention { days: Some(4), ..Default::default() },
+        Retention { weekly: Some(1), ..Default::default() },
+        Retention { monthly: Some(1), ..Default::default() },
+    ] {
+        assert!(removed(&points, rule, "2026-06-06T12:00:00Z").is_empty(), "{rule:?}");
+    }
+}
+
 #[test]
 fn each_job_asks_for_its_own_points_and_a_chain_stays_for_any_of_them() {
     // Two jobs take turns in chains of two; what number 5 belongs to is gone.

@@ -6,7 +6,8 @@ use super::names::{Place, find_vm, listed};
 use crate::instant::{from_us, rfc3339};
 use crate::removal::{self, NotRemoved, Reading};
 use crate::server::Server;
-use crate::store::restore_points::{DAMAGED, RestorePointRow, SOUND};
+use crate::store::restore_points::RestorePointRow;
+use crate::verification::{Outcome, judge};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -62,28 +63,18 @@ pub async fn get(State(server): State<Arc<Server>>, Path(id): Path<String>) -> A
 pub async fn verify(State(server): State<Arc<Server>>, Path(id): Path<String>) -> Answer<Json<Verification>> {
     let point = find(&server, &id).await?;
     let _held = held(&server, &point).await?;
-    let verification = match lull_hypervisor::verify(FilePath::new(&point.directory)).await {
+    let (findings, outcomes) = match lull_hypervisor::verify(FilePath::new(&point.directory)).await {
         Ok(report) => {
-            let own = &report.metadata.restore_point;
-            let line = |file: &lull_hypervisor::verify::VerifiedFile| {
-                let whose = match &file.restore_point {
-                    point if point == own => String::new(),
-                    point => format!("restore point {point}, "),
-                };
-                format!("{whose}{}: {}", file.file, file.fault.as_deref().unwrap_or("sound"))
-            };
-            let mut findings: Vec<String> = report.files.iter().map(line).collect();
-            findings.extend(report.broken_links.iter().cloned());
-            let named = |disk: &str| report.metadata.disks.iter().any(|file| file.file == disk);
-            let missing: Vec<&String> = point.disks.iter().filter(|disk| !named(disk)).collect();
-            findings.extend(missing.iter().map(|disk| format!("{disk}: not named in the restore point's own list")));
-            Verification { ok: report.is_sound() && missing.is_empty(), findings }
+            let found = judge(&report, &point, &server.store.restore_points(Some(point.vm)).await?);
+            (found.findings, found.outcomes)
         }
-        Err(error) => Verification { ok: false, findings: vec![error.to_string()] },
+        Err(error) => (vec![error.to_string()], vec![(point.id, Outcome::Damaged)]),
     };
-    let verdict = if verification.ok { SOUND } else { DAMAGED };
-    server.store.set_verified(point.id, &format!("{}{verdict}", rfc3339(Timestamp::now()))).await?;
-    Ok(Json(verification))
+    let ok = outcomes.contains(&(point.id, Outcome::Sound));
+    let now = Timestamp::now();
+    let outcomes: Vec<_> = outcomes.into_iter().map(|(id, outcome)| (id, outcome.text(now))).collect();
+    server.store.set_verified(&outcomes).await?;
+    Ok(Json(Verification { ok, findings }))
 }
 
 /// Deletes a restore point with its files, unless others build on it.

@@ -7,10 +7,8 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
-/// How [`RestorePointRow::verified`] ends after a verification that found something.
+/// How [`RestorePointRow::verified`] ends after a verification that found something wrong with the point itself.
 pub const DAMAGED: &str = ": damaged";
-/// How it ends after one that found nothing.
-pub const SOUND: &str = ": sound";
 
 /// A restore point.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,11 +68,16 @@ impl Store {
         rows.iter().map(|row| self.restore_point_row(row)).collect()
     }
 
-    /// Records the outcome of a verification.
-    pub async fn set_verified(&self, restore_point: Uuid, verified: &str) -> Result<(), StoreError> {
-        let sql = "UPDATE restore_points SET verified = $2 WHERE id = $1";
-        let done = sqlx::query(sql).bind(restore_point.to_string()).bind(verified).execute(&self.writer).await;
-        self.removed("restore point", done)
+    /// Records what a verification said of each restore point, all or none. One that is gone has no outcome.
+    pub async fn set_verified(&self, outcomes: &[(Uuid, String)]) -> Result<(), StoreError> {
+        let doing = "recording a verification";
+        let mut tx = self.begin(doing).await?;
+        for (restore_point, verified) in outcomes {
+            let sql = "UPDATE restore_points SET verified = $2 WHERE id = $1";
+            let done = sqlx::query(sql).bind(restore_point.to_string()).bind(verified).execute(&mut *tx).await;
+            done.map_err(|e| self.failed(doing, e))?;
+        }
+        self.commit_tx(tx, doing).await
     }
 
     /// Records restore points that were found in a repository, all or none.

@@ -18,3 +18,4 @@ mod scenarios;
 mod secrecy;
 mod stored;
 mod streams;
+mod verify;
