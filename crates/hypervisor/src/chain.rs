@@ -89,7 +89,7 @@ pub(crate) fn file_fault(dir: &Path, metadata: &RestorePointMetadata, disk: &Dis
 }
 
 /// What of a file's header is not as the description says.
-fn header_fault(metadata: &RestorePointMetadata, disk: &DiskFile, header: &Header) -> Option<String> {
+pub(crate) fn header_fault(metadata: &RestorePointMetadata, disk: &DiskFile, header: &Header) -> Option<String> {
     let file = &disk.file;
     if header.virtual_bytes != disk.virtual_bytes {
         return Some(format!("{file} is of a disk of {} bytes, not {}", header.virtual_bytes, disk.virtual_bytes));

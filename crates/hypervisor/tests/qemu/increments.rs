@@ -98,7 +98,7 @@ async fn increments_equal_full_backups(styles: &[Style], bytes: u64) {
         );
         let stored: u64 = files.metadata.disks.iter().map(|d| d.file_bytes).sum();
         assert!(stored < changed + MIB * styles.len() as u64, "{stored} bytes stored of {changed} changed");
-        assert!(verify(&files.dir).await.unwrap().is_sound());
+        assert!(verify(&files.dir).await.is_sound());
         owed.push(files.metadata.bitmap.clone());
         assert_eq!(bed.open().await.residue(&owed).await.unwrap(), Vec::<String>::new());
         parent = files;
@@ -398,7 +398,7 @@ async fn a_verification_covers_the_whole_chain_and_names_the_broken_link() {
         bed.write(0, 0x41, (20 + 4 * n) * MIB, MIB).await;
         points.push(complete(bed.taken(after(&bed, id, &points[points.len() - 1])).await).await.0);
     }
-    let report = verify(&points[2].dir).await.unwrap();
+    let report = verify(&points[2].dir).await;
     assert!(report.is_sound(), "{report:?}");
     assert_eq!(report.files.iter().map(|f| f.restore_point.as_str()).collect::<Vec<_>>(), ["rp2", "rp1", "rp0"]);
 
@@ -408,12 +408,12 @@ async fn a_verification_covers_the_whole_chain_and_names_the_broken_link() {
     let table = usize::try_from(u64::from_be_bytes(bad[48..56].try_into().unwrap())).unwrap();
     bad[table..table + 8].fill(0);
     std::fs::write(&points[1].disks[0], bad).unwrap();
-    let report = verify(&points[2].dir).await.unwrap();
+    let report = verify(&points[2].dir).await;
     let faulty: Vec<&str> =
-        report.files.iter().filter(|f| f.fault.is_some()).map(|f| f.restore_point.as_str()).collect();
+        report.files.iter().filter(|f| f.finding.fault().is_some()).map(|f| f.restore_point.as_str()).collect();
     assert_eq!((faulty, report.broken_links.len(), report.is_sound()), (vec!["rp1"], 0, false));
     std::fs::write(&points[1].disks[0], good).unwrap();
-    assert!(verify(&points[2].dir).await.unwrap().is_sound());
+    assert!(verify(&points[2].dir).await.is_sound());
 
     tool(
         "qemu-img",
@@ -423,9 +423,9 @@ async fn a_verification_covers_the_whole_chain_and_names_the_broken_link() {
         "qemu-img",
         &["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "../rp0/disk0.qcow2", str(&points[2].disks[0])],
     );
-    let report = verify(&points[2].dir).await.unwrap();
-    assert!(report.files[0].fault.as_ref().unwrap().contains("lies over \"../rp0/disk0.qcow2\""), "{report:?}");
+    let report = verify(&points[2].dir).await;
+    assert!(report.files[0].finding.fault().unwrap().contains("lies over \"../rp0/disk0.qcow2\""), "{report:?}");
     std::fs::remove_dir_all(&points[1].dir).unwrap();
-    let report = verify(&points[2].dir).await.unwrap();
+    let report = verify(&points[2].dir).await;
     assert!(report.broken_links[0].restore_point == "rp1", "{report:?}");
 }

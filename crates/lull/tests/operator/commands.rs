@@ -4,7 +4,7 @@ use crate::fake::Fake;
 use crate::run::{Outcome, answer_on_a_terminal, document, run};
 use crate::samples::{explanation, finished, vm};
 use lull_api::infrastructure::{
-    Finding, Host, Proxy, Repository, RepositoryScan, RestorePoint, ScanFinding, ServerStatus, Verification,
+    Finding, Host, Proxy, Repository, RepositoryScan, RestorePoint, ScanFinding, ServerStatus, Verdict, Verification,
 };
 use lull_api::job::{GuestSettings, Job, SavedJob};
 use lull_api::notify::Notify;
@@ -354,12 +354,19 @@ fn restore_points() {
     );
     check(&["restore-point", "show", &id], &call, json!(null), &point(), "/boot/efi was synced, not frozen");
     let call = format!("POST /restore-points/{id}/verify");
-    let sound = Verification { ok: true, findings: vec!["disk0.qcow2: no errors".into()] };
+    let sound = Verification {
+        ok: true,
+        verdict: Verdict::Sound,
+        not_checked: vec![],
+        findings: vec!["disk0.qcow2: no errors".into()],
+    };
     check(&["restore-point", "verify", &id], &call, json!(null), &sound, "sound\n  disk0.qcow2: no errors");
     check_removal(&["restore-point", "remove", &id, "--yes"], &format!("DELETE /restore-points/{id}"));
     let fake = Fake::start();
-    fake.script.answer(&call, &Verification { ok: false, findings: vec![] });
-    assert_eq!(run(&fake, &["restore-point", "verify", &id]).code, 1);
+    for verdict in [Verdict::Damaged, Verdict::NotChecked] {
+        fake.script.answer(&call, &Verification { ok: false, verdict, not_checked: vec![], findings: vec![] });
+        assert_eq!(run(&fake, &["restore-point", "verify", &id]).code, 1);
+    }
 }
 
 #[test]

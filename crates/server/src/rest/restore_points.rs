@@ -7,13 +7,13 @@ use crate::instant::{from_us, rfc3339};
 use crate::removal::{self, NotRemoved, Reading};
 use crate::server::Server;
 use crate::store::restore_points::RestorePointRow;
-use crate::verification::{Outcome, judge};
+use crate::verification::judge;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use jiff::Timestamp;
 use lull_api::Problem;
-use lull_api::infrastructure::{RestorePoint, Verification};
+use lull_api::infrastructure::{RestorePoint, Verdict, Verification};
 use serde::Deserialize;
 use std::path::Path as FilePath;
 use std::sync::Arc;
@@ -63,18 +63,18 @@ pub async fn get(State(server): State<Arc<Server>>, Path(id): Path<String>) -> A
 pub async fn verify(State(server): State<Arc<Server>>, Path(id): Path<String>) -> Answer<Json<Verification>> {
     let point = find(&server, &id).await?;
     let _held = held(&server, &point).await?;
-    let (findings, outcomes) = match lull_hypervisor::verify(FilePath::new(&point.directory)).await {
-        Ok(report) => {
-            let found = judge(&report, &point, &server.store.restore_points(Some(point.vm)).await?);
-            (found.findings, found.outcomes)
-        }
-        Err(error) => (vec![error.to_string()], vec![(point.id, Outcome::Damaged)]),
-    };
-    let ok = outcomes.contains(&(point.id, Outcome::Sound));
+    let report = lull_hypervisor::verify(FilePath::new(&point.directory)).await;
+    let found = judge(&report, &point, &server.store.restore_points(Some(point.vm)).await?);
     let now = Timestamp::now();
-    let outcomes: Vec<_> = outcomes.into_iter().map(|(id, outcome)| (id, outcome.text(now))).collect();
+    let outcomes: Vec<_> = found.outcomes.into_iter().map(|(id, outcome)| (id, outcome.text(now))).collect();
     server.store.set_verified(&outcomes).await?;
-    Ok(Json(Verification { ok, findings }))
+    let remedy = |what: String| format!("{what}; put that right, then verify again");
+    Ok(Json(Verification {
+        ok: found.verdict == Verdict::Sound,
+        verdict: found.verdict,
+        not_checked: found.not_checked.into_iter().map(remedy).collect(),
+        findings: found.findings,
+    }))
 }
 
 /// Deletes a restore point with its files, unless others build on it.

@@ -3,7 +3,7 @@
 use crate::chains::write_point;
 use crate::fake::Fake;
 use crate::harness::{Server, one_vm};
-use lull_api::infrastructure::{RestorePoint, Verification};
+use lull_api::infrastructure::{RestorePoint, Verdict, Verification};
 use lull_proxy_wire::v1::task_order::Work;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -111,4 +111,32 @@ async fn a_verification_says_of_every_point_of_the_chain_what_it_found() {
     assert!(found.findings.join("\n").contains("restore-point.json cannot be read"), "{found:?}");
     let rests_on = format!("builds on {}, which is damaged", all[2].id);
     assert_eq!(outcomes(&server).await, ["sound", rests_on.as_str(), "damaged"]);
+}
+
+/// A repository that is not mounted says nothing of what lies in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_checked_is_told_and_never_recorded_as_damage() {
+    let (place, fake, server) = one_vm().await;
+    run(&server, &fake, 2).await;
+    let newest = points(&server).await.remove(0);
+    assert!(verify(&server, newest.id).await.ok);
+    let hidden = place.dir.path().join("hidden");
+    std::fs::rename(&place.repository, &hidden).unwrap();
+    std::fs::create_dir(&place.repository).unwrap();
+    let found = verify(&server, newest.id).await;
+    assert_eq!((found.ok, found.verdict), (false, Verdict::NotChecked));
+    assert!(found.not_checked[0].contains("mount the repository"), "{found:?}");
+    assert_eq!(outcomes(&server).await, ["sound", "sound"]);
+    std::fs::remove_dir(&place.repository).unwrap();
+    std::fs::rename(&hidden, &place.repository).unwrap();
+    // Damage counts whatever else could not be looked at.
+    rot(&newest);
+    let description = Path::new(&points(&server).await[1].directory).join("restore-point.json");
+    let text = std::fs::read_to_string(&description).unwrap();
+    std::fs::write(&description, text.replace("\"version\":2", "\"version\":9")).unwrap();
+    let found = verify(&server, newest.id).await;
+    assert_eq!((found.verdict, found.not_checked.len()), (Verdict::Damaged, 1), "{found:?}");
+    assert_eq!(outcomes(&server).await, ["damaged", "sound"]);
+    run(&server, &fake, 1).await;
+    assert_eq!(points(&server).await[0].kind, "full");
 }
