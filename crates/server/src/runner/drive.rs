@@ -183,14 +183,14 @@ async fn listen(
                 // Where it stands by all that was reported.
                 let open = server.book.open_task(task.id).await;
                 let state = open.map_or_else(|| task.state.clone(), |open| open.row.state);
-                return report::finished(task, &state, &sent, &heard, end, now);
+                return report::finished(task, &state, &sent, &heard, end, server.clock.now());
             }
             Ok(Some(Some(Event::Progress(progress)))) => tell_progress(server, task, progress, now),
             Ok(Some(Some(Event::IndexFrame(frame)))) => listing.frame(server, task, &frame.compressed, &to_proxy).await,
             Ok(Some(Some(Event::IndexEnded(end)))) => listing.end(server, task, end).await,
             Ok(Some(Some(event))) => {
                 let was_ready = heard.hold_ready;
-                let happening = report::happening(task, &sent, &mut heard, event, now);
+                let happening = report::happening(task, &sent, &mut heard, event, server.clock.now());
                 record(server, task.id, happening).await;
                 if heard.hold_ready && !was_ready {
                     server.book.renewed(task.id).await;

@@ -165,6 +165,35 @@ async fn a_repository_that_is_not_mounted_loses_nothing_and_people_see_why() {
     until_left(&server, &ids(&all[..3.min(all.len())])).await;
 }
 
+/// By the clock all three would be a year old; by the newest of them one is too old.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_runs_ahead_removes_nothing() {
+    let (_place, fake, server) = one_vm_at("2026-03-02T01:59:00Z").await;
+    server.change("j", json!({"full_every": 1})).await;
+    for day in ["02T02", "03T03", "04T03"] {
+        server.set_clock(&format!("2026-03-{day}:00:00Z"));
+        run(&server, &fake, "j", 1).await;
+    }
+    let before = ids(&points(&server).await);
+    server.change("j", json!({"retention": {"days": 2}})).await;
+    // At the hourly look: the oldest goes, and with it it is known that the look was taken.
+    server.set_clock("2027-03-04T04:00:00Z");
+    until_left(&server, &before[..2]).await;
+    run(&server, &fake, "j", 1).await;
+    let made = points(&server).await.remove(0).id;
+    // The remaining case, as documented.
+    until_left(&server, &[made]).await;
+    // Once the clock is right again, that one stays beside what the rule keeps.
+    server.set_clock("2026-03-05T03:00:00Z");
+    run(&server, &fake, "j", 1).await;
+    server.set_clock("2026-03-09T03:00:00Z");
+    let last = run(&server, &fake, "j", 1).await;
+    server.until(last, "the removal is told", |session| said(session).contains("removed 1 expired")).await;
+    let left = points(&server).await;
+    assert_eq!((left.len(), left[0].id), (2, made));
+    assert!(left[1].created_at.starts_with("2026-03-09"), "{left:?}");
+}
+
 /// The catalog forgets before the row goes; where it cannot, the deletion fails, and can be repeated.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_deleted_is_forgotten_by_the_catalog_too() {
