@@ -125,6 +125,8 @@ async fn begin(server: &Arc<Server>, id: Uuid, job: Option<&StoredJob>, retry: &
             Ok(())
         }
         Err(BeginError::Store(error)) => Err(error),
+        // Somebody was faster: the next look finds it running.
+        Err(BeginError::Running { .. }) => Ok(()),
         // Refusals are for callers; the clock has none.
         Err(BeginError::Busy { .. }) => Ok(()),
     }
