@@ -74,6 +74,22 @@ fn the_zone_decides_to_which_month_a_point_belongs() {
     assert_eq!((kept_in("UTC", both), kept_in("Europe/Berlin", both), kept_in("UTC", monthly)), (2, 1, 1));
 }
 
+/// Sunday 22:30 UTC is Monday in Berlin, and a week of its own begins.
+#[test]
+fn the_zone_decides_when_a_week_begins() {
+    let points = [
+        Point { id: id(1), taken_at: at("2026-06-07T12:00:00Z"), parent: None, damaged: false },
+        Point { id: id(2), taken_at: at("2026-06-07T22:30:00Z"), parent: None, damaged: false },
+        Point { id: id(3), taken_at: at("2026-06-09T12:00:00Z"), parent: None, damaged: false },
+    ];
+    let kept_in = |zone: &str| {
+        let retention = Retention { weekly: Some(2), ..Default::default() };
+        let kept = kept(&points, &retention, at("2026-06-10T00:00:00Z"), &TimeZone::get(zone).unwrap());
+        kept.keys().map(|id| id.0.as_u128()).collect::<Vec<_>>()
+    };
+    assert_eq!((kept_in("UTC"), kept_in("Europe/Berlin")), (vec![2, 3], vec![1, 3]));
+}
+
 #[test]
 fn a_chain_goes_as_a_whole_and_only_when_nobody_asks_for_any_of_it() {
     let points = daily(9, 4);
