@@ -259,6 +259,9 @@ pub struct RestorePoint {
     pub bytes: u64,
     /// When it was verified last, and the outcome.
     pub verified: Option<String>,
+    /// Its removal has begun, and is gone on with by itself: files of it may be gone.
+    #[serde(default)]
+    pub removing: bool,
 }
 
 /// Outcome of `restore-point verify`.

@@ -34,7 +34,7 @@ pub fn restore_points(points: &[RestorePoint], look: &Look) -> String {
             units::bytes(point.bytes),
             or_dash(point.job.as_deref()),
             point.repository.clone(),
-            or_dash(point.verified.as_deref()),
+            state(point),
         ]
     });
     let titles = ["restore point", "vm", "taken", "level", "kind", "size", "job", "repository", "verified"];
@@ -60,9 +60,14 @@ pub fn restore_point(point: &RestorePoint, look: &Look) -> String {
             ("repository", point.repository.clone()),
             ("folder", point.directory.clone()),
             ("disks", point.disks.join("\n")),
-            ("verified", or_dash(point.verified.as_deref())),
+            ("verified", state(point)),
         ],
     )
+}
+
+/// Whether it can be relied on, as far as known.
+fn state(point: &RestorePoint) -> String {
+    if point.removing { "being removed".into() } else { or_dash(point.verified.as_deref()) }
 }
 
 /// What a verification found.

@@ -137,6 +137,7 @@ fn point() -> RestorePoint {
         disks: vec!["disk0.qcow2".into()],
         bytes: 3 << 30,
         verified: None,
+        removing: false,
     }
 }
 
@@ -353,6 +354,8 @@ fn restore_points() {
         "3.0 GiB",
     );
     check(&["restore-point", "show", &id], &call, json!(null), &point(), "/boot/efi was synced, not frozen");
+    let going = RestorePoint { removing: true, ..point() };
+    check(&["restore-point", "list"], "GET /restore-points", json!(null), &[going], "being removed");
     let call = format!("POST /restore-points/{id}/verify");
     let sound = Verification {
         ok: true,

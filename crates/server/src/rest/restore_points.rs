@@ -62,6 +62,10 @@ pub async fn get(State(server): State<Arc<Server>>, Path(id): Path<String>) -> A
     params(("restore_point" = String, Path, description = "id")), responses((status = 200, body = Verification)))]
 pub async fn verify(State(server): State<Arc<Server>>, Path(id): Path<String>) -> Answer<Json<Verification>> {
     let point = find(&server, &id).await?;
+    if point.removing {
+        let what = format!("restore point {} cannot be verified: it is being removed", point.id);
+        return Err(Problem::new(409, "in-use", what).remedy("see what is left: lull restore-point list").into());
+    }
     let _held = held(&server, &point).await?;
     let report = lull_hypervisor::verify(FilePath::new(&point.directory)).await;
     let found = judge(&report, &point, &server.store.restore_points(Some(point.vm)).await?);
@@ -99,6 +103,12 @@ fn not_removed(point: &RestorePointRow, error: NotRemoved) -> Fault {
         }
         NotRemoved::Failed { why } => {
             Problem::new(409, "not-deleted", what).why(why).remedy("put that right, then delete it again").into()
+        }
+        NotRemoved::Unfinished { why } => {
+            let what = format!("restore point {} was not deleted completely", point.id);
+            let remedy =
+                "put that right; the deletion is gone on with by itself within an hour, or when you delete it again";
+            Problem::new(409, "not-deleted", what).why(why).remedy(remedy).into()
         }
     }
 }
@@ -151,5 +161,6 @@ fn shown(repository: String, point: RestorePointRow) -> RestorePoint {
         disks: point.disks,
         bytes: point.bytes,
         verified: point.verified,
+        removing: point.removing,
     }
 }

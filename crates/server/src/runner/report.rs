@@ -173,6 +173,7 @@ pub fn finished(
             bytes: files.bytes,
             bitmap: files.bitmap.clone(),
             verified: None,
+            removing: false,
         })));
         let recorded = TaskEvent::RestorePointRecorded { epoch: sent.epoch, restore_point: backup.restore_point };
         happening.events.push(recorded);

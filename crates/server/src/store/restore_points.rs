@@ -51,10 +51,12 @@ pub struct RestorePointRow {
     pub bitmap: String,
     /// When it was verified last, and the outcome.
     pub verified: Option<String>,
+    /// Its removal has begun: nothing counts on it any more.
+    pub removing: bool,
 }
 
 const COLUMNS: &str = "SELECT id, vm, vm_name, job_name, session, task, repository, created_us, kind, level, \
-                       level_reasons, directory, disks, bytes, bitmap, verified, parent, full_because, job FROM restore_points";
+                       level_reasons, directory, disks, bytes, bitmap, verified, parent, full_because, job, removing FROM restore_points";
 
 impl Store {
     /// Restore points, newest first; of one VM where one is given.
@@ -90,6 +92,13 @@ impl Store {
         self.commit_tx(tx, doing).await
     }
 
+    /// From now on the restore point is only ever removed.
+    pub async fn begin_removal(&self, restore_point: Uuid) -> Result<(), StoreError> {
+        let sql = "UPDATE restore_points SET removing = 1 WHERE id = $1";
+        let done = sqlx::query(sql).bind(restore_point.to_string()).execute(&self.writer).await;
+        self.removed("restore point", done)
+    }
+
     /// Forgets a restore point, whose files are gone.
     pub async fn remove_restore_point(&self, restore_point: Uuid) -> Result<(), StoreError> {
         let sql = "DELETE FROM restore_points WHERE id = $1";
@@ -120,6 +129,7 @@ impl Store {
             parent: row.get::<Option<&str>, _>(16).map(|id| self.word(&what, id)).transpose()?,
             full_because: row.get(17),
             job: row.get::<Option<&str>, _>(18).map(|id| self.word(&what, id)).transpose()?,
+            removing: row.get(19),
         })
     }
 }
