@@ -11,8 +11,8 @@ use crate::store::restore_points::RestorePointRow;
 use crate::store::sessions::BackupPlan;
 use lull_engine::chain::dependents;
 use lull_engine::ids::RestorePointId;
+use lull_hypervisor::remove;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
@@ -148,13 +148,15 @@ pub async fn remove(server: &Arc<Server>, point: &RestorePointRow) -> Result<(),
     may_go(server, point).await?;
     let repositories = server.store.repositories().await?;
     let folder = repositories.into_iter().find(|r| r.id == point.repository).map(|r| r.path).unwrap_or_default();
-    let (row, place) = (point.clone(), folder.clone());
-    let in_reach = tokio::task::spawn_blocking(move || in_reach(&place, &row)).await;
+    let (row, place) = (point.clone(), folder);
+    let looking = move || remove::in_reach(Path::new(&place), Path::new(&row.directory));
+    let in_reach = tokio::task::spawn_blocking(looking).await;
     in_reach.unwrap_or_else(|error| Err(error.to_string())).map_err(|why| NotRemoved::Failed { why })?;
     server.store.begin_removal(point.id).await?;
     let row = point.clone();
     // What deletes files holds the point, also when whoever asked for it has gone.
-    let deleted = tokio::task::spawn_blocking(move || (delete_files(&row), removing)).await;
+    let delete = move || (remove::remove_files(Path::new(&row.directory), &row.disks), removing);
+    let deleted = tokio::task::spawn_blocking(delete).await;
     let (deleted, removing) = deleted.map_err(|error| NotRemoved::Unfinished { why: error.to_string() })?;
     deleted.map_err(|why| NotRemoved::Unfinished { why })?;
     let (vm, id) = (point.vm, point.id);
@@ -214,52 +216,6 @@ async fn may_go(server: &Server, point: &RestorePointRow) -> Result<(), NotRemov
             remedy: "delete it when that session is over",
         })
     })
-}
-
-/// Whether the restore point's folder can be got at, or is gone from where it was.
-fn in_reach(repository: &str, point: &RestorePointRow) -> Result<(), String> {
-    let directory = Path::new(&point.directory);
-    let below = directory.strip_prefix(repository).is_ok_and(|rest| rest.components().count() > 0);
-    if !below || point.directory.contains("/../") {
-        return Err(format!("{} does not lie in the repository's folder {repository}", point.directory));
-    }
-    // A repository that is not mounted must not look like files that are gone; its mount point is a folder, too.
-    let above = directory.parent().unwrap_or(Path::new(repository));
-    for folder in [Path::new(repository), above] {
-        match std::fs::metadata(folder) {
-            Ok(found) if found.is_dir() => {}
-            Ok(_) => return Err(format!("{} is no folder", folder.display())),
-            Err(error) => {
-                return Err(format!(
-                    "{} cannot be looked at ({error}): mount the repository; where its files are gone for good, make that folder",
-                    folder.display()
-                ));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Deletes what belongs to the restore point, and nothing else: a folder with anything else in it stays.
-fn delete_files(point: &RestorePointRow) -> Result<(), String> {
-    let directory = Path::new(&point.directory);
-    let failed = |what: &Path, error: std::io::Error| format!("{}: {error}", what.display());
-    // The list of its files goes last, so that a deletion that broke off can be repeated.
-    let metadata = lull_hypervisor::metadata::FILE_NAME.to_string();
-    for file in point.disks.iter().chain([&metadata]) {
-        if file.contains('/') {
-            return Err(format!("{file} is no file name"));
-        }
-        let file = directory.join(file);
-        match std::fs::remove_file(&file) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(&file, error)),
-            _ => {}
-        }
-    }
-    match std::fs::remove_dir(directory) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(directory, error)),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

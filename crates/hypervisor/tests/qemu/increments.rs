@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use lull_hypervisor::remove::{in_reach, remove_files};
 use lull_hypervisor::{BackupOrder, Base, Kind, PreparedBackup, RestorePointFiles, scan, verify};
 use serde_json::{Value, json};
 
@@ -428,4 +429,41 @@ async fn a_verification_covers_the_whole_chain_and_names_the_broken_link() {
     std::fs::remove_dir_all(&points[1].dir).unwrap();
     let report = verify(&points[2].dir).await;
     assert!(report.broken_links[0].restore_point == "rp1", "{report:?}");
+}
+
+/// A chain of three goes, the newest point first: what is left can be restored at every step, and with the last nothing is left, in the repository as
+/// in QEMU. A bitmap goes with the next sweep, as soon as its restore point is owed no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_chain_is_removed_from_its_end_and_leaves_nothing() {
+    let bed = Bed::start(&[Style::Blockdev]).await;
+    bed.write(0, 0x21, 4 * MIB, 2 * MIB).await;
+    let mut points = vec![full(&bed, "rp0").await];
+    for (n, id) in [(1, "rp1"), (2, "rp2")] {
+        bed.write(0, 0x40 + n, u64::from(n) * 16 * MIB, MIB).await;
+        points.push(complete(bed.taken(after(&bed, id, &points[points.len() - 1])).await).await.0);
+    }
+    let contents = |points: &[RestorePointFiles]| -> Vec<Vec<u8>> {
+        points.iter().map(|point| std::fs::read(restored(&bed, &point.disks[0])).unwrap()).collect()
+    };
+    let mut expected = contents(&points);
+    while let Some(point) = points.pop() {
+        expected.pop();
+        let disks: Vec<String> = point.metadata.disks.iter().map(|disk| disk.file.clone()).collect();
+        in_reach(&bed.repository, &point.dir).unwrap();
+        remove_files(&point.dir, &disks).unwrap();
+        remove_files(&point.dir, &disks).unwrap();
+        assert!(!point.dir.exists());
+        assert!(contents(&points) == expected, "without {}", point.metadata.restore_point);
+        let scanned = scan(&bed.repository).unwrap();
+        assert!(scanned.points.iter().all(|p| p.broken.is_none()) && scanned.strangers.is_empty(), "{scanned:?}");
+        assert_eq!(scanned.points.len(), points.len());
+        for left in &points {
+            assert!(verify(&left.dir).await.is_sound());
+        }
+        let owed: Vec<String> = points.last().iter().map(|newest| newest.metadata.bitmap.clone()).collect();
+        let swept = bed.sweep(&owed.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        assert_eq!(swept.remaining, Vec::<String>::new());
+        assert_eq!(bed.open().await.residue(&owed).await.unwrap(), Vec::<String>::new());
+    }
+    assert_eq!(full(&bed, "rp3").await.metadata.kind, Kind::Full);
 }
