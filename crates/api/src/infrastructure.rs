@@ -259,6 +259,9 @@ pub struct RestorePoint {
     pub bytes: u64,
     /// When it was verified last, and the outcome.
     pub verified: Option<String>,
+    /// Its removal has begun, and is gone on with by itself: files of it may be gone.
+    #[serde(default)]
+    pub removing: bool,
 }
 
 /// Outcome of `restore-point verify`.
@@ -266,8 +269,25 @@ pub struct RestorePoint {
 pub struct Verification {
     /// True when every file is there and sound.
     pub ok: bool,
+    /// What is known now.
+    pub verdict: Verdict,
+    /// What could not be checked, why, and what to do; nothing is recorded of it.
+    #[serde(default)]
+    pub not_checked: Vec<String>,
     /// One line per file, its own first, then those of the restore points that it builds on.
     pub findings: Vec<String>,
+}
+
+/// What a verification knows of a restore point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It can be restored.
+    Sound,
+    /// It cannot: it, or a restore point that it builds on, is damaged.
+    Damaged,
+    /// Not all of it could be looked at, and nothing that was is damaged.
+    NotChecked,
 }
 
 /// A guest interaction proxy.

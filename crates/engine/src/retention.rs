@@ -2,6 +2,9 @@
 //!
 //! A point is kept while any rule asks for it; the newest that can be restored always is. Points are removed by whole chains, and only once nobody asks
 //! for any point of the chain: an increment is worth nothing without the points before it, and chains are never merged.
+//!
+//! A clock may be wrong. Age counts back from the newest point and not from `now`: only a new point lets another one expire. `now` says which points
+//! are from the future, made by a clock that was ahead: they stay, and fill no rule in another's place.
 
 use crate::chain::dependents;
 use crate::ids::RestorePointId;
@@ -20,7 +23,7 @@ pub const COUNT_MAX: u32 = 36_500;
 pub struct Retention {
     /// The newest so many.
     pub last: Option<u32>,
-    /// Everything younger than so many days.
+    /// Everything less than so many days older than the newest.
     pub days: Option<u32>,
     /// The newest of each of the last so many weeks that have one; weeks begin on Monday.
     pub weekly: Option<u32>,
@@ -69,6 +72,8 @@ pub enum Rule {
     Weekly,
     /// The newest of its month.
     Monthly,
+    /// A clock that was ahead made it: it stays until its time comes.
+    Ahead,
     /// A verification found it damaged: what becomes of it a person decides.
     Damaged,
     /// No job looks after it.
@@ -85,6 +90,7 @@ impl fmt::Display for Rule {
             Rule::Days => "young enough",
             Rule::Weekly => "the newest of its week",
             Rule::Monthly => "the newest of its month",
+            Rule::Ahead => "made by a clock that was ahead",
             Rule::Damaged => "damaged, for a person to look at",
             Rule::NoJob => "no job looks after it",
             Rule::Everything => "no retention is set",
@@ -127,7 +133,12 @@ pub fn kept_by_all(
     for point in points.iter().filter(|point| maker(point.id).and_then(|wish| wishes.get(wish)).is_none()) {
         asked.entry(point.id).or_default().insert(Rule::NoJob);
     }
-    let countable = countable(points);
+    let ahead = |point: &Point| point.taken_at > now;
+    for point in points.iter().filter(|point| ahead(point)) {
+        asked.entry(point.id).or_default().insert(Rule::Ahead);
+    }
+    let mut countable = countable(points);
+    countable.retain(|point| !ahead(point));
     for (number, wish) in wishes.iter().enumerate() {
         let is_own = |point: &Point| maker(point.id) == Some(number);
         if wish.retention.keeps_everything() {
@@ -136,30 +147,23 @@ pub fn kept_by_all(
             }
         }
         let own: Vec<&Point> = countable.iter().filter(|point| is_own(point)).copied().collect();
-        ask(&own, wish, now, &mut asked);
+        ask(&own, wish, &mut asked);
     }
     asked
 }
 
-fn ask(
-    newest_first: &[&Point],
-    Wish { retention, zone }: &Wish,
-    now: Timestamp,
-    asked: &mut BTreeMap<RestorePointId, BTreeSet<Rule>>,
-) {
+fn ask(newest_first: &[&Point], Wish { retention, zone }: &Wish, asked: &mut BTreeMap<RestorePointId, BTreeSet<Rule>>) {
     let mut ask = |point: &Point, rule| {
         asked.entry(point.id).or_default().insert(rule);
     };
-    for point in newest_first.iter().take(1) {
-        ask(point, Rule::Newest);
-    }
+    let Some(newest) = newest_first.first() else { return };
+    ask(newest, Rule::Newest);
     for point in newest_first.iter().take(retention.last.unwrap_or(0) as usize) {
         ask(point, Rule::Last);
     }
     if let Some(days) = retention.days {
         let age_max = SignedDuration::from_hours(24 * i64::from(days));
-        // A point from the future (the clock was set back since) is young.
-        for point in newest_first.iter().filter(|point| now.duration_since(point.taken_at) < age_max) {
+        for point in newest_first.iter().filter(|point| newest.taken_at.duration_since(point.taken_at) < age_max) {
             ask(point, Rule::Days);
         }
     }

@@ -9,6 +9,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::metadata::{self, DiskFile, Kind, RestorePointMetadata};
 use crate::qcow2::{self, Header};
 
@@ -25,7 +27,7 @@ pub struct ChainPoint {
 }
 
 /// Where a chain is broken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("restore point {restore_point}: {why}")]
 pub struct BrokenLink {
     /// The point that is the matter; its children and theirs are lost with it.
@@ -87,7 +89,7 @@ pub(crate) fn file_fault(dir: &Path, metadata: &RestorePointMetadata, disk: &Dis
 }
 
 /// What of a file's header is not as the description says.
-fn header_fault(metadata: &RestorePointMetadata, disk: &DiskFile, header: &Header) -> Option<String> {
+pub(crate) fn header_fault(metadata: &RestorePointMetadata, disk: &DiskFile, header: &Header) -> Option<String> {
     let file = &disk.file;
     if header.virtual_bytes != disk.virtual_bytes {
         return Some(format!("{file} is of a disk of {} bytes, not {}", header.virtual_bytes, disk.virtual_bytes));

@@ -26,8 +26,6 @@ pub enum Step {
     Finish,
     /// Removing what is ours.
     Sweep,
-    /// Checking a finished restore point.
-    Verify,
 }
 
 impl fmt::Display for Step {
@@ -40,7 +38,6 @@ impl fmt::Display for Step {
             Step::Copy => "copying to the repository",
             Step::Finish => "finishing the restore point",
             Step::Sweep => "sweeping the hypervisor",
-            Step::Verify => "verifying the restore point",
         })
     }
 }
@@ -69,7 +66,7 @@ pub enum ErrorClass {
 pub struct HypervisorError {
     /// Where.
     pub step: Step,
-    /// The VM, or the restore point's folder when a restore point is verified.
+    /// The VM.
     pub vm: String,
     /// Whose fault.
     pub class: ErrorClass,

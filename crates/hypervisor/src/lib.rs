@@ -3,7 +3,7 @@
 //! Reading order: [`names`] (what we call things inside a hypervisor, so that a sweep knows them again), [`qmp`] (the
 //! wire), [`facts`] (what a VM is and whether it may be backed up now), [`order`] and [`backup`] (prepare), [`increment`] (full or
 //! incremental, and why), [`snapshot`] (the only step inside the freeze window), [`copy`], [`finish`], [`sweep`] (undo, also after a
-//! crash), [`metadata`] and [`chain`] (what lies in the repository), [`scan`], [`verify`].
+//! crash), [`metadata`] and [`chain`] (what lies in the repository), [`scan`], [`verify`], [`remove`].
 //!
 //! The rule that shapes all of it: **no repository sits in the guest's write path.** Guest writes are held up only by a local
 //! fleecing image, and a fleecing image that fails breaks the snapshot, never the guest.
@@ -25,6 +25,7 @@ pub mod names;
 pub mod order;
 mod qcow2;
 pub mod qmp;
+pub mod remove;
 mod residue;
 pub mod scan;
 pub mod snapshot;

@@ -147,28 +147,33 @@ pub struct RestorePointMetadata {
 /// Reads one restore point's metadata.
 ///
 /// # Errors
-/// If the file cannot be read, is not of this format, is of a newer version, or says what cannot be.
+/// If the file cannot be read, is not of this format, is of a newer version ([`io::ErrorKind::Unsupported`]), or says what cannot be.
 pub fn read(restore_point_dir: &Path) -> io::Result<RestorePointMetadata> {
     let mut bytes = Vec::new();
     open_regular(&restore_point_dir.join(FILE_NAME))?.take(BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    let parsed = if bytes.len() as u64 > BYTES_MAX {
-        Err(format!("longer than {BYTES_MAX} bytes"))
-    } else {
-        parse(&bytes).and_then(|metadata| possible(&metadata).map(|()| metadata))
-    };
-    parsed.map_err(|cause| io::Error::new(io::ErrorKind::InvalidData, cause))
+    if bytes.len() as u64 > BYTES_MAX {
+        return Err(invalid(format!("longer than {BYTES_MAX} bytes")));
+    }
+    let metadata = parse(&bytes)?;
+    possible(&metadata).map(|()| metadata).map_err(invalid)
 }
 
-fn parse(bytes: &[u8]) -> Result<RestorePointMetadata, String> {
+fn invalid(cause: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, cause)
+}
+
+fn parse(bytes: &[u8]) -> io::Result<RestorePointMetadata> {
     #[derive(Deserialize)]
     struct Versioned {
         version: u32,
     }
-    let Versioned { version } = serde_json::from_slice(bytes).map_err(|e| format!("not a restore point: {e}"))?;
+    let stranger = |error: serde_json::Error| invalid(format!("not a restore point: {error}"));
+    let Versioned { version } = serde_json::from_slice(bytes).map_err(stranger)?;
     if version > VERSION {
-        return Err(format!("written by a newer Lull (format {version}, known up to {VERSION})"));
+        let cause = format!("written by a newer Lull (format {version}, known up to {VERSION})");
+        return Err(io::Error::new(io::ErrorKind::Unsupported, cause));
     }
-    serde_json::from_slice(bytes).map_err(|e| format!("not a restore point: {e}"))
+    serde_json::from_slice(bytes).map_err(stranger)
 }
 
 /// Whether a description can be one of ours. What it names becomes part of paths.

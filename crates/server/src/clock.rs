@@ -23,7 +23,7 @@ const LOOK_MS_MAX: u64 = 15_000;
 /// Pause after a failed look.
 const AGAIN_MS: u64 = 5_000;
 
-/// What time it is for schedules, retries and retention: the machine's clock, or one that was set for a test. Clones share it.
+/// What time it is for schedules, retries, restore points and their retention: the machine's clock, or one that was set for a test. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
     ahead_ms: Arc<AtomicI64>,

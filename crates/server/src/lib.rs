@@ -28,6 +28,7 @@ mod server;
 mod start;
 mod state_dir;
 mod store;
+mod verification;
 
 pub use catalog::CatalogPace;
 pub use clock::Clock;

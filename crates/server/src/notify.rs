@@ -8,7 +8,8 @@
 //! ```
 //!
 //! What is owed survives a restart. A post may so come twice, under one number; a program is started once, and one that was
-//! cut off is not started again. Whatever becomes of it, the session's result stays. Decides nothing about sessions.
+//! cut off is not started again. An attempt that broke off by a fault of ours is one that failed. Whatever becomes of it, the session's result stays.
+//! Decides nothing about sessions.
 
 use crate::instant::us;
 use crate::server::Server;
@@ -16,10 +17,11 @@ use crate::store::StoreError;
 use crate::store::notifications::{Notification, NotifyKind};
 use jiff::Timestamp;
 use lull_api::session::EventKind;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
 
 pub mod command;
 mod report;
@@ -29,6 +31,8 @@ pub mod webhook;
 const LOOK_MS_MAX: u64 = 30_000;
 /// Attempts at one time.
 const AT_ONCE_MAX: usize = 16;
+/// Pause after an attempt that broke off by a fault of ours.
+const BROKEN_OFF_MS: u64 = 60_000;
 
 /// How long and how often it is tried to tell somebody.
 #[derive(Debug, Clone)]
@@ -49,10 +53,9 @@ impl Default for NotifyPace {
 
 /// Tells what is owed, until the server stops.
 pub async fn run(server: &Arc<Server>) {
-    let mut under_way = BTreeSet::new();
-    let mut attempts = JoinSet::new();
+    let mut attempts = Attempts::default();
     loop {
-        let sleep_ms = match look(server, &mut under_way, &mut attempts).await {
+        let sleep_ms = match look(server, &mut attempts).await {
             Ok(sleep_ms) => sleep_ms,
             Err(error) => {
                 tracing::error!(%error, "whom to tell of sessions cannot be looked up");
@@ -61,7 +64,11 @@ pub async fn run(server: &Arc<Server>) {
         };
         tokio::select! {
             () = server.notify_wake.notified() => {}
-            Some(Ok(id)) = attempts.join_next() => drop(under_way.remove(&id)),
+            Some((id, ended)) = attempts.ended() => {
+                if let Err(error) = ended {
+                    broke_off(server, id, error).await;
+                }
+            }
             () = tokio::time::sleep(Duration::from_millis(sleep_ms)) => {}
             () = server.stopped.cancelled() => return,
         }
@@ -69,11 +76,7 @@ pub async fn run(server: &Arc<Server>) {
 }
 
 /// Begins the attempts that are due; answers how long the next look can wait.
-async fn look(
-    server: &Arc<Server>,
-    under_way: &mut BTreeSet<i64>,
-    attempts: &mut JoinSet<i64>,
-) -> Result<u64, StoreError> {
+async fn look(server: &Arc<Server>, attempts: &mut Attempts) -> Result<u64, StoreError> {
     let now_us = us(Timestamp::now());
     let mut sleep_ms = LOOK_MS_MAX;
     if server.stopping.is_cancelled() {
@@ -81,25 +84,61 @@ async fn look(
         return Ok(sleep_ms);
     }
     for owed in server.store.notifications().await? {
-        if under_way.contains(&owed.id) || under_way.len() >= AT_ONCE_MAX {
+        if attempts.is_under_way(owed.id) || attempts.count() >= AT_ONCE_MAX {
             continue;
         }
         match u64::try_from(owed.due_us - now_us) {
             Ok(wait_us @ 1..) => sleep_ms = sleep_ms.min(wait_us.div_ceil(1_000)),
             _ => {
-                under_way.insert(owed.id);
                 let server = server.clone();
-                attempts.spawn(async move {
-                    let id = owed.id;
+                attempts.begin(owed.id, async move {
                     if let Err(error) = attempt(&server, owed).await {
                         tracing::error!(%error, "whether somebody was told of a session cannot be recorded");
                     }
-                    id
                 });
             }
         }
     }
     Ok(sleep_ms)
+}
+
+/// Attempts under way, by what is owed. Each ends for who looks, however it ends.
+#[derive(Default)]
+struct Attempts {
+    tasks: JoinSet<()>,
+    owed: BTreeMap<Id, i64>,
+}
+
+impl Attempts {
+    fn begin(&mut self, owed: i64, attempt: impl Future<Output = ()> + Send + 'static) {
+        self.owed.insert(self.tasks.spawn(attempt).id(), owed);
+    }
+
+    fn is_under_way(&self, owed: i64) -> bool {
+        self.owed.values().any(|known| *known == owed)
+    }
+
+    fn count(&self) -> usize {
+        self.owed.len()
+    }
+
+    /// The next that ends, and how; `None` where none is under way.
+    async fn ended(&mut self) -> Option<(i64, Result<(), JoinError>)> {
+        let (task, ended) = match self.tasks.join_next_with_id().await? {
+            Ok((task, ())) => (task, Ok(())),
+            Err(error) => (error.id(), Err(error)),
+        };
+        self.owed.remove(&task).map(|owed| (owed, ended))
+    }
+}
+
+/// It counts as an attempt that failed: the next one comes later, and the last one is the end of it.
+async fn broke_off(server: &Server, owed: i64, error: JoinError) {
+    tracing::error!(%error, "telling somebody of a session broke off by a fault in the backup server; it is tried again");
+    let due = us(Timestamp::now()).saturating_add(i64::try_from(BROKEN_OFF_MS * 1_000).unwrap_or(i64::MAX));
+    if let Err(error) = server.store.notification_postponed(owed, due).await {
+        tracing::error!(%error, "whether somebody was told of a session cannot be recorded");
+    }
 }
 
 /// One attempt, from its record to what came of it.
@@ -114,7 +153,7 @@ async fn attempt(server: &Server, owed: Notification) -> Result<(), StoreError> 
     };
     let before = owed.attempts as usize;
     if before > pauses_ms.len() {
-        let why = "the backup server was stopped meanwhile, and it is not tried again".to_string();
+        let why = "the backup server was stopped meanwhile or failed at it, and it is not tried again".to_string();
         return give_up(server, &owed, &whom, why).await;
     }
     let pause_ms = pauses_ms.get(before).copied();
@@ -155,4 +194,26 @@ async fn give_up(server: &Server, owed: &Notification, whom: &str, why: String) 
 async fn note(server: &Server, session: i64, level: &str, text: String) -> Result<(), StoreError> {
     let told = EventKind::Note { level: level.into(), text };
     server.book.tell(session, told, Timestamp::now()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_attempt_that_breaks_off_is_not_under_way_for_good() {
+        let mut attempts = Attempts::default();
+        attempts.begin(1, async { panic!("a fault of ours") });
+        attempts.begin(2, async {});
+        attempts.begin(3, std::future::pending());
+        let mut ended: Vec<(i64, bool)> = Vec::new();
+        for _ in 0..2 {
+            let (owed, how) = attempts.ended().await.unwrap();
+            ended.push((owed, how.is_ok()));
+        }
+        ended.sort_unstable();
+        assert_eq!(ended, [(1, false), (2, true)]);
+        assert_eq!([1, 2, 3].map(|owed| attempts.is_under_way(owed)), [false, false, true]);
+        assert_eq!(attempts.count(), 1);
+    }
 }

@@ -1,5 +1,5 @@
-//! Removing a restore point: its files, what the catalog knows of it, its row; in this order, so that whatever breaks off can be repeated. A person's
-//! wish and retention come here alike. Knows no rules of retention.
+//! Removing a restore point: its row says so, then go its files, what the catalog knows of it, the row. From the first on nothing counts on it, and
+//! whatever breaks off is gone on with ([`go_on`]), also after a restart. A person's wish and retention come here alike. Knows no rules of retention.
 //!
 //! Nobody reads what is being removed, and nobody removes what is being read ([`Uses`]): a verification says what it reads; a backup is an open task
 //! before it names its parent, and names none that is being removed.
@@ -11,8 +11,8 @@ use crate::store::restore_points::RestorePointRow;
 use crate::store::sessions::BackupPlan;
 use lull_engine::chain::dependents;
 use lull_engine::ids::RestorePointId;
+use lull_hypervisor::remove;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
@@ -117,9 +117,15 @@ pub enum NotRemoved {
         /// What to do.
         remedy: &'static str,
     },
-    /// Its files or its part of the catalog could not be removed.
+    /// Its files cannot be got at; all of them are there.
     #[error("{why}")]
     Failed {
+        /// Why.
+        why: String,
+    },
+    /// Its files or its part of the catalog could not be removed; the rest is gone, or will be.
+    #[error("{why}")]
+    Unfinished {
         /// Why.
         why: String,
     },
@@ -142,19 +148,46 @@ pub async fn remove(server: &Arc<Server>, point: &RestorePointRow) -> Result<(),
     may_go(server, point).await?;
     let repositories = server.store.repositories().await?;
     let folder = repositories.into_iter().find(|r| r.id == point.repository).map(|r| r.path).unwrap_or_default();
+    let (row, place) = (point.clone(), folder);
+    let looking = move || remove::in_reach(Path::new(&place), Path::new(&row.directory));
+    let in_reach = tokio::task::spawn_blocking(looking).await;
+    in_reach.unwrap_or_else(|error| Err(error.to_string())).map_err(|why| NotRemoved::Failed { why })?;
+    server.store.begin_removal(point.id).await?;
     let row = point.clone();
     // What deletes files holds the point, also when whoever asked for it has gone.
-    let deleted = tokio::task::spawn_blocking(move || (delete_files(&folder, &row), removing)).await;
-    let (deleted, removing) = deleted.map_err(|error| NotRemoved::Failed { why: error.to_string() })?;
-    deleted.map_err(|why| NotRemoved::Failed { why })?;
+    let delete = move || (remove::remove_files(Path::new(&row.directory), &row.disks), removing);
+    let deleted = tokio::task::spawn_blocking(delete).await;
+    let (deleted, removing) = deleted.map_err(|error| NotRemoved::Unfinished { why: error.to_string() })?;
+    deleted.map_err(|why| NotRemoved::Unfinished { why })?;
     let (vm, id) = (point.vm, point.id);
     let forgotten = server.catalog.ask(move |tables| tables.forget(vm, &[id])).await;
-    forgotten.map_err(|error| NotRemoved::Failed {
+    forgotten.map_err(|error| NotRemoved::Unfinished {
         why: format!("its files could not be taken out of the catalog: {}", sentence(&error)),
     })?;
     server.store.remove_restore_point(point.id).await?;
     drop(removing);
     Ok(())
+}
+
+/// Goes on with removals that broke off; answers what of them is still not done, and why.
+pub async fn go_on(server: &Arc<Server>) -> Result<Vec<(RestorePointRow, NotRemoved)>, StoreError> {
+    let mut left = Vec::new();
+    // The newest first: children go before what they build on.
+    for point in server.store.restore_points(None).await?.into_iter().filter(|point| point.removing) {
+        // Somebody is at it.
+        if server.uses.is_being_removed(point.id) {
+            continue;
+        }
+        match remove(server, &point).await {
+            Ok(()) => {
+                tracing::info!(vm = point.vm_name, restore_point = %point.id, "its removal, which had broken off, is done")
+            }
+            Err(NotRemoved::Store(StoreError::Missing { .. })) => {}
+            Err(NotRemoved::Store(error)) => return Err(error),
+            Err(error) => left.push((point, error)),
+        }
+    }
+    Ok(left)
 }
 
 /// Whether nothing builds on a restore point, and nothing is about to.
@@ -183,46 +216,6 @@ async fn may_go(server: &Server, point: &RestorePointRow) -> Result<(), NotRemov
             remedy: "delete it when that session is over",
         })
     })
-}
-
-/// Deletes what belongs to the restore point, and nothing else: a folder with anything else in it stays.
-fn delete_files(repository: &str, point: &RestorePointRow) -> Result<(), String> {
-    let directory = Path::new(&point.directory);
-    let below = directory.strip_prefix(repository).is_ok_and(|rest| rest.components().count() > 0);
-    if !below || point.directory.contains("/../") {
-        return Err(format!("{} does not lie in the repository's folder {repository}", point.directory));
-    }
-    // A repository that is not mounted must not look like files that are gone; its mount point is a folder, too.
-    let above = directory.parent().unwrap_or(Path::new(repository));
-    for folder in [Path::new(repository), above] {
-        match std::fs::metadata(folder) {
-            Ok(found) if found.is_dir() => {}
-            Ok(_) => return Err(format!("{} is no folder", folder.display())),
-            Err(error) => {
-                return Err(format!(
-                    "{} cannot be looked at ({error}): mount the repository; where its files are gone for good, make that folder",
-                    folder.display()
-                ));
-            }
-        }
-    }
-    let failed = |what: &Path, error: std::io::Error| format!("{}: {error}", what.display());
-    // The list of its files goes last, so that a deletion that broke off can be repeated.
-    let metadata = lull_hypervisor::metadata::FILE_NAME.to_string();
-    for file in point.disks.iter().chain([&metadata]) {
-        if file.contains('/') {
-            return Err(format!("{file} is no file name"));
-        }
-        let file = directory.join(file);
-        match std::fs::remove_file(&file) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(&file, error)),
-            _ => {}
-        }
-    }
-    match std::fs::remove_dir(directory) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(directory, error)),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Retention: restore points that nobody asks for any more are removed, after each session of their job that went well and once an hour. Which
 //! those are is decided by `engine::retention`; how one is removed, `removal` knows.
 //!
-//! What is in use stays for now and is come back to; so is what could not be removed. Both are told once, in the job's session.
+//! What is in use stays for now and is come back to; so is what could not be removed. Both are told once, in the job's session. Removals that broke
+//! off, also a person's, are gone on with at the same times.
 
 use crate::clock::default_zone;
 use crate::removal::{self, NotRemoved};
@@ -31,7 +32,7 @@ pub struct RetentionQueue {
     /// The session after which each has its turn.
     jobs: Mutex<BTreeMap<Uuid, i64>>,
     wake: Notify,
-    /// Why restore points stay that ought to go, by job and VM.
+    /// Why restore points stay that ought to go, by job and VM; of removals that are not done, by restore point.
     told: Mutex<BTreeMap<(Uuid, Uuid), String>>,
 }
 
@@ -97,6 +98,12 @@ async fn turn(
     if turns.is_empty() && !all {
         return Ok(again);
     }
+    for (point, error) in removal::go_on(server).await? {
+        let text = format!("the removal of restore point {} of {} is not done yet: {error}", point.id, point.vm_name);
+        if server.retention.is_news(point.id, point.id, Some(&text)) {
+            tracing::warn!("{text}");
+        }
+    }
     let jobs = server.store.jobs().await?;
     for job in jobs.iter().filter(|job| !job.retention.keeps_everything()) {
         let id = job.job.id.0;
@@ -147,6 +154,13 @@ async fn of_vm(
                 // One that a person removed at the same time is gone as it ought to be.
                 Err(NotRemoved::Store(StoreError::Missing { .. })) => {}
                 Err(NotRemoved::Store(error)) => return Err(error),
+                Err(NotRemoved::Unfinished { why }) => {
+                    trouble = Some(format!(
+                        "restore point {id} of {} has expired, and is not removed completely: {why}",
+                        point.vm_name
+                    ));
+                    break;
+                }
                 Err(error @ (NotRemoved::InUse { .. } | NotRemoved::Failed { .. })) => {
                     trouble = Some(format!(
                         "restore point {} of {} has expired and stays for now: {error}",
@@ -177,7 +191,8 @@ fn expired(points: &[RestorePointRow], jobs: &[StoredJob], vm: VmId, now: Timest
         let point = points.iter().find(|point| point.id == id.0)?;
         judges.iter().position(|job| made(job, point))
     };
-    let known: Vec<Point> = points.iter().filter_map(point_of).collect();
+    // One that is being removed keeps no place, and goes by itself.
+    let known: Vec<Point> = points.iter().filter(|point| !point.removing).filter_map(point_of).collect();
     let kept = kept_by_all(&known, maker, &wishes, now);
     chains_to_remove(&known, &kept)
 }

@@ -74,6 +74,22 @@ fn the_zone_decides_to_which_month_a_point_belongs() {
     assert_eq!((kept_in("UTC", both), kept_in("Europe/Berlin", both), kept_in("UTC", monthly)), (2, 1, 1));
 }
 
+/// Sunday 22:30 UTC is Monday in Berlin, and a week of its own begins.
+#[test]
+fn the_zone_decides_when_a_week_begins() {
+    let points = [
+        Point { id: id(1), taken_at: at("2026-06-07T12:00:00Z"), parent: None, damaged: false },
+        Point { id: id(2), taken_at: at("2026-06-07T22:30:00Z"), parent: None, damaged: false },
+        Point { id: id(3), taken_at: at("2026-06-09T12:00:00Z"), parent: None, damaged: false },
+    ];
+    let kept_in = |zone: &str| {
+        let retention = Retention { weekly: Some(2), ..Default::default() };
+        let kept = kept(&points, &retention, at("2026-06-10T00:00:00Z"), &TimeZone::get(zone).unwrap());
+        kept.keys().map(|id| id.0.as_u128()).collect::<Vec<_>>()
+    };
+    assert_eq!((kept_in("UTC"), kept_in("Europe/Berlin")), (vec![2, 3], vec![1, 3]));
+}
+
 #[test]
 fn a_chain_goes_as_a_whole_and_only_when_nobody_asks_for_any_of_it() {
     let points = daily(9, 4);
@@ -91,6 +107,34 @@ fn the_newest_stays_however_old_it_is() {
     assert_eq!(asked[&id(1)], BTreeSet::from([Rule::Newest, Rule::Everything]));
 }
 
+/// A clock that is a year ahead, or a year without a backup: age counts from the newest point, and from the newest that can be restored.
+#[test]
+fn age_counts_from_the_newest_point_and_not_from_the_clock() {
+    let mut points = daily(30, 7);
+    let days = Retention { days: Some(14), ..Default::default() };
+    for now in ["2026-06-30T02:00:00Z", "2026-07-20T00:00:00Z", "2027-07-01T00:00:00Z"] {
+        assert_eq!(numbers(&points, days, now), (17..=30).collect::<Vec<u128>>(), "{now}");
+        assert_eq!(removed(&points, days, now), [[7, 6, 5, 4, 3, 2, 1], [14, 13, 12, 11, 10, 9, 8]], "{now}");
+    }
+    points[28].damaged = true;
+    assert_eq!(numbers(&points, days, "2027-07-01T00:00:00Z"), (15..=29).collect::<Vec<u128>>());
+}
+
+/// The clock was a year ahead when number 3 was made, and is right again.
+#[test]
+fn a_point_from_the_future_stays_and_takes_no_others_place() {
+    let mut points = daily(5, 1);
+    points[2].taken_at = at("2027-06-03T02:00:00Z");
+    let now = "2026-06-05T12:00:00Z";
+    assert_eq!(numbers(&points, Retention { last: Some(1), ..Default::default() }, now), [3, 5]);
+    assert_eq!(numbers(&points, Retention { days: Some(2), ..Default::default() }, now), [3, 4, 5]);
+    assert_eq!(numbers(&points, Retention { monthly: Some(1), ..Default::default() }, now), [3, 5]);
+    let asked = kept(&points, &Retention { last: Some(1), ..Default::default() }, at(now), &TimeZone::UTC);
+    assert_eq!(asked[&id(3)], BTreeSet::from([Rule::Ahead]));
+    // Once its time has come it is a point like others.
+    assert_eq!(numbers(&points, Retention { last: Some(1), ..Default::default() }, "2027-06-04T00:00:00Z"), [3]);
+}
+
 #[test]
 fn what_is_damaged_stands_for_nothing_and_waits_for_a_person() {
     let last = |n| Retention { last: Some(n), ..Default::default() };
@@ -102,6 +146,21 @@ fn what_is_damaged_stands_for_nothing_and_waits_for_a_person() {
     assert_eq!(removed(&points, last(2), now), [[3, 2, 1]]);
     points.iter_mut().for_each(|point| point.damaged = true);
     assert!(removed(&points, last(1), now).is_empty(), "as if nothing could be read: nothing goes");
+}
+
+/// What is damaged takes along whatever rests on it, and nothing of an older chain goes for its sake.
+#[test]
+fn increments_on_a_damaged_full_backup_fill_no_rule() {
+    let mut points = daily(6, 3);
+    points[3].damaged = true;
+    for rule in [
+        Retention { last: Some(2), ..Default::default() },
+        Retention { days: Some(4), ..Default::default() },
+        Retention { weekly: Some(1), ..Default::default() },
+        Retention { monthly: Some(1), ..Default::default() },
+    ] {
+        assert!(removed(&points, rule, "2026-06-06T12:00:00Z").is_empty(), "{rule:?}");
+    }
 }
 
 #[test]
@@ -170,6 +229,36 @@ proptest! {
         for point in &gone {
             prop_assert!(!kept.contains_key(point));
         }
+    }
+
+    /// With no new point nothing more expires, however far the clock runs ahead.
+    #[test]
+    fn no_clock_lets_anything_expire_by_itself(
+        points in any_points(),
+        retention in any_retention(),
+        (days, ahead) in (0i64..30, 0i64..100_000),
+    ) {
+        let newest = points.iter().map(|point| point.taken_at).max().unwrap();
+        let now = newest + SignedDuration::from_hours(24 * days);
+        let before = kept(&points, &retention, now, &TimeZone::UTC);
+        let later = kept(&points, &retention, now + SignedDuration::from_hours(24 * ahead), &TimeZone::UTC);
+        prop_assert_eq!(before, later);
+    }
+
+    /// What a clock made that was ahead costs no other point its place.
+    #[test]
+    fn points_from_the_future_change_nothing_for_the_others(
+        points in any_points(),
+        retention in any_retention(),
+        days in 0i64..200,
+    ) {
+        let now = at("2026-01-01T00:00:00Z") + SignedDuration::from_hours(24 * days);
+        let (present, future): (Vec<Point>, Vec<Point>) = points.iter().cloned().partition(|point| point.taken_at <= now);
+        let mut all = kept(&points, &retention, now, &TimeZone::UTC);
+        for point in future {
+            prop_assert!(all.remove(&point.id).is_some());
+        }
+        prop_assert_eq!(all, kept(&present, &retention, now, &TimeZone::UTC));
     }
 
     #[test]

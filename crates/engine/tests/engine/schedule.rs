@@ -27,6 +27,57 @@ fn two_at_night_stays_two_at_night_when_the_clocks_change() {
     assert_eq!(next("2026-03-29T01:30:00Z"), at("2026-03-30T00:00:00Z"));
 }
 
+/// When the clock is set back there are two times two o'clock in one night, and one run.
+#[test]
+fn the_hour_that_comes_twice_has_one_run() {
+    let nightly = schedule("0 2 * * *", "Europe/Berlin");
+    let first = at("2026-10-25T00:00:00Z");
+    assert_eq!(nightly.next_after(at("2026-10-24T12:00:00Z")), Some(first), "the first of the two");
+    for after in ["2026-10-25T00:00:00Z", "2026-10-25T00:30:00Z", "2026-10-25T01:00:00Z", "2026-10-25T01:30:00Z"] {
+        assert_eq!(nightly.next_after(at(after)), Some(at("2026-10-26T01:00:00Z")), "{after}");
+    }
+    assert_eq!(nightly.due(first, at("2026-10-25T01:00:01Z")), Due::NotYet { next: Some(at("2026-10-26T01:00:00Z")) });
+}
+
+/// One minute and one hour are a time of day; a list, a range or a step is an interval, which knows only hours that come, as often as they come.
+#[test]
+fn an_interval_takes_the_hours_as_they_come() {
+    let check = |cron: &str, after: &str, expect: &[&str]| {
+        let schedule = schedule(cron, "Europe/Berlin");
+        let mut last = at(after);
+        for time in expect {
+            last = schedule.next_after(last).unwrap();
+            assert_eq!(last, at(time), "{cron}");
+        }
+    };
+    // Spring: from 01:00Z on it is three o'clock.
+    check("*/30 * * * *", "2026-03-29T00:15:00Z", &["2026-03-29T00:30:00Z", "2026-03-29T01:00:00Z"]);
+    check("30 2 * * *", "2026-03-28T12:00:00Z", &["2026-03-29T01:00:00Z", "2026-03-30T00:30:00Z"]);
+    check("0 2,14 * * *", "2026-03-28T14:00:00Z", &["2026-03-29T12:00:00Z", "2026-03-30T00:00:00Z"]);
+    // Autumn: from 01:00Z on it is two o'clock again.
+    check(
+        "0 * * * *",
+        "2026-10-24T23:30:00Z",
+        &["2026-10-25T00:00:00Z", "2026-10-25T01:00:00Z", "2026-10-25T02:00:00Z"],
+    );
+    check(
+        "0 2,14 * * *",
+        "2026-10-24T22:00:00Z",
+        &["2026-10-25T00:00:00Z", "2026-10-25T01:00:00Z", "2026-10-25T13:00:00Z"],
+    );
+}
+
+/// Where both days are given either will do, as in every cron.
+#[test]
+fn the_day_of_the_month_or_the_day_of_the_week() {
+    let schedule = schedule("0 2 15 * FRI", "UTC");
+    let mut last = at("2026-06-06T00:00:00Z");
+    for day in ["12", "15", "19", "26"] {
+        last = schedule.next_after(last).unwrap();
+        assert_eq!(last, at(&format!("2026-06-{day}T02:00:00Z")));
+    }
+}
+
 #[test]
 fn a_schedule_that_cannot_be_read_says_why() {
     let check = |cron: &str, zone: &str, says: &str| {

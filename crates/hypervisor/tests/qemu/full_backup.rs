@@ -55,7 +55,7 @@ async fn backup_equals_the_instant_of(bed: &Bed, styles: &[Style]) {
     assert_eq!((scanned.points.len(), scanned.strangers.len()), (1, 0));
     assert_eq!((&scanned.points[0].point.metadata, &scanned.points[0].broken), (&files.metadata, &None));
     assert_eq!((files.metadata.kind, files.metadata.annotations["level"].as_str()), (Kind::Full, "crash"));
-    assert!(verify(&files.dir).await.unwrap().is_sound());
+    assert!(verify(&files.dir).await.is_sound());
     assert_eq!(files_in(&bed.repository).len(), styles.len() + 1, "nothing but disks and metadata");
     assert_eq!(bed.open().await.residue(&["lull-rp1".into()]).await.unwrap(), Vec::<String>::new());
     assert_eq!(bed.run_state().await, "running");

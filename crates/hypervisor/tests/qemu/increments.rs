@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use lull_hypervisor::remove::{in_reach, remove_files};
 use lull_hypervisor::{BackupOrder, Base, Kind, PreparedBackup, RestorePointFiles, SweepOrder, scan, sweep, verify};
 use serde_json::{Value, json};
 
@@ -98,7 +99,7 @@ async fn increments_equal_full_backups(styles: &[Style], bytes: u64) {
         );
         let stored: u64 = files.metadata.disks.iter().map(|d| d.file_bytes).sum();
         assert!(stored < changed + MIB * styles.len() as u64, "{stored} bytes stored of {changed} changed");
-        assert!(verify(&files.dir).await.unwrap().is_sound());
+        assert!(verify(&files.dir).await.is_sound());
         owed.push(files.metadata.bitmap.clone());
         assert_eq!(bed.open().await.residue(&owed).await.unwrap(), Vec::<String>::new());
         parent = files;
@@ -405,7 +406,7 @@ async fn a_verification_covers_the_whole_chain_and_names_the_broken_link() {
         bed.write(0, 0x41, (20 + 4 * n) * MIB, MIB).await;
         points.push(complete(bed.taken(after(&bed, id, &points[points.len() - 1])).await).await.0);
     }
-    let report = verify(&points[2].dir).await.unwrap();
+    let report = verify(&points[2].dir).await;
     assert!(report.is_sound(), "{report:?}");
     assert_eq!(report.files.iter().map(|f| f.restore_point.as_str()).collect::<Vec<_>>(), ["rp2", "rp1", "rp0"]);
 
@@ -415,12 +416,12 @@ async fn a_verification_covers_the_whole_chain_and_names_the_broken_link() {
     let table = usize::try_from(u64::from_be_bytes(bad[48..56].try_into().unwrap())).unwrap();
     bad[table..table + 8].fill(0);
     std::fs::write(&points[1].disks[0], bad).unwrap();
-    let report = verify(&points[2].dir).await.unwrap();
+    let report = verify(&points[2].dir).await;
     let faulty: Vec<&str> =
-        report.files.iter().filter(|f| f.fault.is_some()).map(|f| f.restore_point.as_str()).collect();
+        report.files.iter().filter(|f| f.finding.fault().is_some()).map(|f| f.restore_point.as_str()).collect();
     assert_eq!((faulty, report.broken_links.len(), report.is_sound()), (vec!["rp1"], 0, false));
     std::fs::write(&points[1].disks[0], good).unwrap();
-    assert!(verify(&points[2].dir).await.unwrap().is_sound());
+    assert!(verify(&points[2].dir).await.is_sound());
 
     tool(
         "qemu-img",
@@ -430,9 +431,46 @@ async fn a_verification_covers_the_whole_chain_and_names_the_broken_link() {
         "qemu-img",
         &["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "../rp0/disk0.qcow2", str(&points[2].disks[0])],
     );
-    let report = verify(&points[2].dir).await.unwrap();
-    assert!(report.files[0].fault.as_ref().unwrap().contains("lies over \"../rp0/disk0.qcow2\""), "{report:?}");
+    let report = verify(&points[2].dir).await;
+    assert!(report.files[0].finding.fault().unwrap().contains("lies over \"../rp0/disk0.qcow2\""), "{report:?}");
     std::fs::remove_dir_all(&points[1].dir).unwrap();
-    let report = verify(&points[2].dir).await.unwrap();
-    assert!(report.broken_links[0].contains("restore point rp1"), "{report:?}");
+    let report = verify(&points[2].dir).await;
+    assert!(report.broken_links[0].restore_point == "rp1", "{report:?}");
+}
+
+/// A chain of three goes, the newest point first: what is left can be restored at every step, and with the last nothing is left, in the repository as
+/// in QEMU. A bitmap goes with the next sweep, as soon as its restore point is owed no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_chain_is_removed_from_its_end_and_leaves_nothing() {
+    let bed = Bed::start(&[Style::Blockdev]).await;
+    bed.write(0, 0x21, 4 * MIB, 2 * MIB).await;
+    let mut points = vec![full(&bed, "rp0").await];
+    for (n, id) in [(1, "rp1"), (2, "rp2")] {
+        bed.write(0, 0x40 + n, u64::from(n) * 16 * MIB, MIB).await;
+        points.push(complete(bed.taken(after(&bed, id, &points[points.len() - 1])).await).await.0);
+    }
+    let contents = |points: &[RestorePointFiles]| -> Vec<Vec<u8>> {
+        points.iter().map(|point| std::fs::read(restored(&bed, &point.disks[0])).unwrap()).collect()
+    };
+    let mut expected = contents(&points);
+    while let Some(point) = points.pop() {
+        expected.pop();
+        let disks: Vec<String> = point.metadata.disks.iter().map(|disk| disk.file.clone()).collect();
+        in_reach(&bed.repository, &point.dir).unwrap();
+        remove_files(&point.dir, &disks).unwrap();
+        remove_files(&point.dir, &disks).unwrap();
+        assert!(!point.dir.exists());
+        assert!(contents(&points) == expected, "without {}", point.metadata.restore_point);
+        let scanned = scan(&bed.repository).unwrap();
+        assert!(scanned.points.iter().all(|p| p.broken.is_none()) && scanned.strangers.is_empty(), "{scanned:?}");
+        assert_eq!(scanned.points.len(), points.len());
+        for left in &points {
+            assert!(verify(&left.dir).await.is_sound());
+        }
+        let owed: Vec<String> = points.last().iter().map(|newest| newest.metadata.bitmap.clone()).collect();
+        let swept = bed.sweep(&owed.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        assert_eq!(swept.remaining, Vec::<String>::new());
+        assert_eq!(bed.open().await.residue(&owed).await.unwrap(), Vec::<String>::new());
+    }
+    assert_eq!(full(&bed, "rp3").await.metadata.kind, Kind::Full);
 }

@@ -27,7 +27,8 @@ pub enum RestorePointCommand {
     },
     /// Check that every file of a restore point, and of those that it builds on, is there and sound.
     ///
-    /// Names the link where a chain is broken. Ends with 0 if it is, with 1 if not.
+    /// Names the link where a chain is broken, and what could not be checked. Ends with 0 if all is sound, with 1 if anything is damaged or was not
+    /// checked; `verdict` says which.
     Verify {
         /// Id of the restore point.
         id: String,

@@ -1,9 +1,9 @@
 //! Sessions and restore points as lists.
 
 use super::table::{facts, or_dash, table};
-use super::text::list as sentence;
-use super::{Look, session, units};
-use lull_api::infrastructure::{RestorePoint, Verification};
+use super::text::{list as sentence, one_line};
+use super::{Look, Tone, session, units};
+use lull_api::infrastructure::{RestorePoint, Verdict, Verification};
 use lull_api::session::SessionSummary;
 
 /// Sessions.
@@ -34,7 +34,7 @@ pub fn restore_points(points: &[RestorePoint], look: &Look) -> String {
             units::bytes(point.bytes),
             or_dash(point.job.as_deref()),
             point.repository.clone(),
-            or_dash(point.verified.as_deref()),
+            state(point),
         ]
     });
     let titles = ["restore point", "vm", "taken", "level", "kind", "size", "job", "repository", "verified"];
@@ -60,18 +60,29 @@ pub fn restore_point(point: &RestorePoint, look: &Look) -> String {
             ("repository", point.repository.clone()),
             ("folder", point.directory.clone()),
             ("disks", point.disks.join("\n")),
-            ("verified", or_dash(point.verified.as_deref())),
+            ("verified", state(point)),
         ],
     )
 }
 
+/// Whether it can be relied on, as far as known.
+fn state(point: &RestorePoint) -> String {
+    if point.removing { "being removed".into() } else { or_dash(point.verified.as_deref()) }
+}
+
 /// What a verification found.
 pub fn verification(verification: &Verification, look: &Look) -> String {
-    let verdict =
-        if verification.ok { look.paint(super::Tone::Good, "sound") } else { look.paint(super::Tone::Bad, "DAMAGED") };
-    let mut text = format!("{verdict}\n");
+    let mut text = match verification.verdict {
+        Verdict::Sound => look.paint(Tone::Good, "sound"),
+        Verdict::Damaged => look.paint(Tone::Bad, "DAMAGED"),
+        Verdict::NotChecked => look.paint(Tone::Warning, "NOT CHECKED"),
+    };
+    text.push('\n');
     for finding in &verification.findings {
-        text.push_str(&format!("  {}\n", super::text::one_line(finding)));
+        text.push_str(&format!("  {}\n", one_line(finding)));
+    }
+    for what in &verification.not_checked {
+        text.push_str(&format!("  not checked: {}\n", one_line(what)));
     }
     text
 }
@@ -105,7 +116,18 @@ SESSION  RESULT   OF                   STARTED              TOOK   VMS
 
     #[test]
     fn a_damaged_restore_point_is_loud() {
-        let damaged = Verification { ok: false, findings: vec!["disk0.qcow2: 3 leaked clusters".into()] };
+        let found = |verdict, findings: &[&str], not_checked: &[&str]| Verification {
+            ok: verdict == Verdict::Sound,
+            verdict,
+            findings: findings.iter().map(ToString::to_string).collect(),
+            not_checked: not_checked.iter().map(ToString::to_string).collect(),
+        };
+        let damaged = found(Verdict::Damaged, &["disk0.qcow2: 3 leaked clusters"], &[]);
         assert_eq!(verification(&damaged, &Look::plain(None)), "DAMAGED\n  disk0.qcow2: 3 leaked clusters\n");
+        let unseen = found(Verdict::NotChecked, &["disk0.qcow2: sound"], &["disk1.qcow2: Permission denied"]);
+        assert_eq!(
+            verification(&unseen, &Look::plain(None)),
+            "NOT CHECKED\n  disk0.qcow2: sound\n  not checked: disk1.qcow2: Permission denied\n"
+        );
     }
 }

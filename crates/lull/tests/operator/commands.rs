@@ -5,7 +5,7 @@ use crate::run::{Outcome, answer_on_a_terminal, document, run};
 use crate::samples::{explanation, finished, vm};
 use lull_api::catalog::{CatalogEnd, CatalogLine};
 use lull_api::infrastructure::{
-    Finding, Host, Proxy, Repository, RepositoryScan, RestorePoint, ScanFinding, ServerStatus, Verification,
+    Finding, Host, Proxy, Repository, RepositoryScan, RestorePoint, ScanFinding, ServerStatus, Verdict, Verification,
 };
 use lull_api::job::{GuestSettings, Job, SavedJob};
 use lull_api::notify::Notify;
@@ -138,6 +138,7 @@ fn point() -> RestorePoint {
         disks: vec!["disk0.qcow2".into()],
         bytes: 3 << 30,
         verified: None,
+        removing: false,
     }
 }
 
@@ -384,13 +385,22 @@ fn restore_points() {
         "3.0 GiB",
     );
     check(&["restore-point", "show", &id], &call, json!(null), &point(), "/boot/efi was synced, not frozen");
+    let going = RestorePoint { removing: true, ..point() };
+    check(&["restore-point", "list"], "GET /restore-points", json!(null), &[going], "being removed");
     let call = format!("POST /restore-points/{id}/verify");
-    let sound = Verification { ok: true, findings: vec!["disk0.qcow2: no errors".into()] };
+    let sound = Verification {
+        ok: true,
+        verdict: Verdict::Sound,
+        not_checked: vec![],
+        findings: vec!["disk0.qcow2: no errors".into()],
+    };
     check(&["restore-point", "verify", &id], &call, json!(null), &sound, "sound\n  disk0.qcow2: no errors");
     check_removal(&["restore-point", "remove", &id, "--yes"], &format!("DELETE /restore-points/{id}"));
     let fake = Fake::start();
-    fake.script.answer(&call, &Verification { ok: false, findings: vec![] });
-    assert_eq!(run(&fake, &["restore-point", "verify", &id]).code, 1);
+    for verdict in [Verdict::Damaged, Verdict::NotChecked] {
+        fake.script.answer(&call, &Verification { ok: false, verdict, not_checked: vec![], findings: vec![] });
+        assert_eq!(run(&fake, &["restore-point", "verify", &id]).code, 1);
+    }
 }
 
 #[test]

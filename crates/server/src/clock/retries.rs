@@ -1,5 +1,5 @@
 //! Retries: what failed in a session that the clock began is tried again, as often and after such a pause as the job says. Decided once when
-//! the session is over, and written down then; so it survives the server.
+//! the session is over, and written down then; so it survives the server. What a person backed up meanwhile is not.
 
 use super::running;
 use crate::instant::to_the_second;
@@ -31,18 +31,38 @@ pub async fn settle(server: &Arc<Server>) -> Result<(), StoreError> {
 async fn settle_one(server: &Arc<Server>, id: i64) -> Result<(), StoreError> {
     let Some(session) = server.store.session(id).await? else { return Ok(()) };
     let Some(job) = session.job else { return Ok(()) };
-    let stored = server.store.jobs().await?.into_iter().find(|stored| stored.job.id.0 == job);
     let tasks = server.store.tasks(id).await?;
-    let superseded = server.store.clock_began_later(job, id).await?;
-    let retry = stored.filter(|_| !superseded).and_then(|job| decided(&job, &session, &tasks, server.clock.now()));
-    server.store.settle(id, retry.as_ref().map(|retry| (job, retry))).await?;
+    let told = if session.by == BegunBy::Caller {
+        let done: Vec<VmId> = tasks.iter().filter(|task| went_well(task)).map(|task| VmId(task.vm)).collect();
+        let dropped = server.store.settle_by_hand(id, job, &done).await?;
+        dropped
+            .map(|retry| format!("not tried again at {}, since it went well now: {}", retry.due, names(&tasks, &retry)))
+    } else {
+        let stored = server.store.jobs().await?.into_iter().find(|stored| stored.job.id.0 == job);
+        let superseded = server.store.clock_began_later(job, id).await?;
+        let retry = stored.filter(|_| !superseded).and_then(|job| decided(&job, &session, &tasks, server.clock.now()));
+        server.store.settle(id, retry.as_ref().map(|retry| (job, retry))).await?;
+        let text = |retry: Retry| {
+            let Retry { due, attempt, times, .. } = &retry;
+            format!("tried again at {due}: {} (retry {attempt} of {times})", names(&tasks, &retry))
+        };
+        retry.map(text)
+    };
     if matches!(session.state, SessionState::Finished { outcome: Outcome::Success | Outcome::Warning, .. }) {
         server.retention.after(job, id);
     }
-    match retry {
-        Some(retry) => tell(server, id, &tasks, &retry).await,
-        None => Ok(()),
-    }
+    let Some(text) = told else { return Ok(()) };
+    tracing::info!(session = id, "{text}");
+    server.book.tell(id, EventKind::Note { level: "info".into(), text }, Timestamp::now()).await
+}
+
+fn went_well(task: &TaskRow) -> bool {
+    matches!(task.state, TaskState::Finished { ending: Ending::Success | Ending::Warning { .. }, .. })
+}
+
+fn names(tasks: &[TaskRow], retry: &Retry) -> String {
+    let of_retry = tasks.iter().filter(|task| retry.vms.contains(&VmId(task.vm)));
+    of_retry.map(|task| task.vm_name.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 fn decided(job: &StoredJob, session: &SessionRow, tasks: &[TaskRow], now: Timestamp) -> Option<Retry> {
@@ -65,15 +85,6 @@ fn failed(session: &SessionRow, task: &TaskRow) -> Option<(VmId, FailureClass)> 
         TaskState::Finished { ending: Ending::Failed { failure }, .. } => Some((VmId(task.vm), failure.class)),
         _ => None,
     }
-}
-
-async fn tell(server: &Arc<Server>, session: i64, tasks: &[TaskRow], retry: &Retry) -> Result<(), StoreError> {
-    let names: Vec<&str> =
-        tasks.iter().filter(|task| retry.vms.contains(&VmId(task.vm))).map(|task| task.vm_name.as_str()).collect();
-    let text =
-        format!("tried again at {}: {} (retry {} of {})", retry.due, names.join(", "), retry.attempt, retry.times);
-    tracing::info!(session, "{text}");
-    server.book.tell(session, EventKind::Note { level: "info".into(), text }, Timestamp::now()).await
 }
 
 /// Begins the retries that are due; answers when the next one is.
@@ -125,6 +136,8 @@ async fn begin(server: &Arc<Server>, id: Uuid, job: Option<&StoredJob>, retry: &
             Ok(())
         }
         Err(BeginError::Store(error)) => Err(error),
+        // Somebody was faster: the next look finds it running.
+        Err(BeginError::Running { .. }) => Ok(()),
         // Refusals are for callers; the clock has none.
         Err(BeginError::Busy { .. }) => Ok(()),
     }

@@ -98,6 +98,8 @@ async fn begin(
             Ok(())
         }
         Err(BeginError::Store(error)) => Err(error),
+        // Somebody was faster: the next look finds it running.
+        Err(BeginError::Running { .. }) => Ok(()),
         // Refusals are for callers; the clock has none.
         Err(BeginError::Busy { .. }) => Ok(()),
     }

@@ -59,6 +59,16 @@ impl From<BeginError> for Fault {
             BeginError::Busy { .. } => Problem::new(409, "vm-busy", format!("nothing was started: {error}"))
                 .remedy("wait for that session, or cancel it: lull session cancel NUMBER")
                 .into(),
+            BeginError::Running { session, .. } => Problem::new(
+                409,
+                "job-running",
+                format!("nothing was started: {error}"),
+            )
+            .why("a job does not overlap with itself")
+            .remedy(format!(
+                "follow that session: lull session follow {session}; or cancel it: lull session cancel {session}"
+            ))
+            .into(),
         }
     }
 }

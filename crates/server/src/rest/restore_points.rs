@@ -6,13 +6,14 @@ use super::names::{Place, find_vm, listed};
 use crate::instant::{from_us, rfc3339};
 use crate::removal::{self, NotRemoved, Reading};
 use crate::server::Server;
-use crate::store::restore_points::{DAMAGED, RestorePointRow, SOUND};
+use crate::store::restore_points::RestorePointRow;
+use crate::verification::judge;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use jiff::Timestamp;
 use lull_api::Problem;
-use lull_api::infrastructure::{RestorePoint, Verification};
+use lull_api::infrastructure::{RestorePoint, Verdict, Verification};
 use serde::Deserialize;
 use std::path::Path as FilePath;
 use std::sync::Arc;
@@ -61,29 +62,23 @@ pub async fn get(State(server): State<Arc<Server>>, Path(id): Path<String>) -> A
     params(("restore_point" = String, Path, description = "id")), responses((status = 200, body = Verification)))]
 pub async fn verify(State(server): State<Arc<Server>>, Path(id): Path<String>) -> Answer<Json<Verification>> {
     let point = find(&server, &id).await?;
+    if point.removing {
+        let what = format!("restore point {} cannot be verified: it is being removed", point.id);
+        return Err(Problem::new(409, "in-use", what).remedy("see what is left: lull restore-point list").into());
+    }
     let _held = held(&server, &point).await?;
-    let verification = match lull_hypervisor::verify(FilePath::new(&point.directory)).await {
-        Ok(report) => {
-            let own = &report.metadata.restore_point;
-            let line = |file: &lull_hypervisor::verify::VerifiedFile| {
-                let whose = match &file.restore_point {
-                    point if point == own => String::new(),
-                    point => format!("restore point {point}, "),
-                };
-                format!("{whose}{}: {}", file.file, file.fault.as_deref().unwrap_or("sound"))
-            };
-            let mut findings: Vec<String> = report.files.iter().map(line).collect();
-            findings.extend(report.broken_links.iter().cloned());
-            let named = |disk: &str| report.metadata.disks.iter().any(|file| file.file == disk);
-            let missing: Vec<&String> = point.disks.iter().filter(|disk| !named(disk)).collect();
-            findings.extend(missing.iter().map(|disk| format!("{disk}: not named in the restore point's own list")));
-            Verification { ok: report.is_sound() && missing.is_empty(), findings }
-        }
-        Err(error) => Verification { ok: false, findings: vec![error.to_string()] },
-    };
-    let verdict = if verification.ok { SOUND } else { DAMAGED };
-    server.store.set_verified(point.id, &format!("{}{verdict}", rfc3339(Timestamp::now()))).await?;
-    Ok(Json(verification))
+    let report = lull_hypervisor::verify(FilePath::new(&point.directory)).await;
+    let found = judge(&report, &point, &server.store.restore_points(Some(point.vm)).await?);
+    let now = Timestamp::now();
+    let outcomes: Vec<_> = found.outcomes.into_iter().map(|(id, outcome)| (id, outcome.text(now))).collect();
+    server.store.set_verified(&outcomes).await?;
+    let remedy = |what: String| format!("{what}; put that right, then verify again");
+    Ok(Json(Verification {
+        ok: found.verdict == Verdict::Sound,
+        verdict: found.verdict,
+        not_checked: found.not_checked.into_iter().map(remedy).collect(),
+        findings: found.findings,
+    }))
 }
 
 /// Deletes a restore point with its files, unless others build on it.
@@ -108,6 +103,12 @@ fn not_removed(point: &RestorePointRow, error: NotRemoved) -> Fault {
         }
         NotRemoved::Failed { why } => {
             Problem::new(409, "not-deleted", what).why(why).remedy("put that right, then delete it again").into()
+        }
+        NotRemoved::Unfinished { why } => {
+            let what = format!("restore point {} was not deleted completely", point.id);
+            let remedy =
+                "put that right; the deletion is gone on with by itself within an hour, or when you delete it again";
+            Problem::new(409, "not-deleted", what).why(why).remedy(remedy).into()
         }
     }
 }
@@ -160,5 +161,6 @@ fn shown(repository: String, point: RestorePointRow) -> RestorePoint {
         disks: point.disks,
         bytes: point.bytes,
         verified: point.verified,
+        removing: point.removing,
     }
 }

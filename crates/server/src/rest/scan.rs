@@ -87,7 +87,7 @@ fn plan(
         let row = ids.get(dir).and_then(|id| known.iter().find(|row| row.id == *id));
         if row.is_some_and(|row| row.repository == repository && FilePath::new(&row.directory) == dir) {
             plan.known += 1;
-            if let Some(broken) = &scanned.broken {
+            if let Some(broken) = scanned.broken.as_ref().filter(|_| row.is_some_and(|row| !row.removing)) {
                 plan.missing.push(finding(dir, broken.to_string()));
             }
             continue;
@@ -114,7 +114,7 @@ fn plan(
     }
     if !report.cut_short {
         let found: BTreeSet<&FilePath> = report.points.iter().map(|scanned| scanned.point.dir.as_path()).collect();
-        let gone = known.iter().filter(|row| row.repository == repository);
+        let gone = known.iter().filter(|row| row.repository == repository && !row.removing);
         let gone = gone.filter(|row| !found.contains(FilePath::new(&row.directory)));
         let say = |row: &RestorePointRow| {
             let what = format!("restore point {} of {} is not there any more, or unreadable", row.id, row.vm_name);
@@ -188,5 +188,6 @@ fn row_of(
         bytes: metadata.disks.iter().fold(0, |sum, disk| disk.file_bytes.saturating_add(sum)),
         bitmap: metadata.bitmap.clone(),
         verified: None,
+        removing: false,
     }
 }

@@ -190,7 +190,7 @@ async fn listen(
             Ok(Some(Some(Event::IndexEnded(end)))) => listing.end(server, task, end).await,
             Ok(Some(Some(event))) => {
                 let was_ready = heard.hold_ready;
-                let happening = report::happening(task, &sent, &mut heard, event, now);
+                let happening = report::happening(task, &sent, &mut heard, event, server.clock.now());
                 record(server, task.id, happening).await;
                 if heard.hold_ready && !was_ready {
                     server.book.renewed(task.id).await;

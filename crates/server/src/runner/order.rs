@@ -186,7 +186,12 @@ fn host_key(key: HostKeyRow) -> v1::HostKey {
 /// Restore points whose bitmaps must stay: the newest of the VM in each repository.
 pub async fn bitmaps_owed(store: &Store, task: &TaskRow) -> Result<Vec<String>, StoreError> {
     let mut newest = BTreeMap::new();
-    for point in store.restore_points(Some(task.vm)).await?.into_iter().filter(|point| !point.bitmap.is_empty()) {
+    for point in store
+        .restore_points(Some(task.vm))
+        .await?
+        .into_iter()
+        .filter(|point| !point.bitmap.is_empty() && !point.removing)
+    {
         newest.entry(point.repository).or_insert(short_id(point.id));
     }
     Ok(newest.into_values().collect())
@@ -201,7 +206,8 @@ async fn parent(
 ) -> Result<Result<RestorePointRow, NoParent>, StoreError> {
     let mut points = store.restore_points(Some(task.vm)).await?;
     // One that is being removed is as good as gone: who removes it looked for open tasks before this one was there.
-    points.retain(|point| point.repository == backup.repository.0 && !uses.is_being_removed(point.id));
+    let goes = |point: &RestorePointRow| point.removing || uses.is_being_removed(point.id);
+    points.retain(|point| point.repository == backup.repository.0 && !goes(point));
     let chain: Vec<ChainPoint> = points.iter().map(RestorePointRow::chain_point).collect();
     let chosen = parent_for(&chain, backup.full_every);
     Ok(chosen.and_then(|id| points.into_iter().find(|point| point.id == id.0).ok_or(NoParent::First)))

@@ -173,6 +173,7 @@ fn restore_point(
         bytes: files.bytes,
         bitmap: files.bitmap.clone(),
         verified: None,
+        removing: false,
     };
     heard.files = Some(files);
     let level_reasons = row.level_reasons.clone();

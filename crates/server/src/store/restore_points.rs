@@ -7,10 +7,8 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
-/// How [`RestorePointRow::verified`] ends after a verification that found something.
+/// How [`RestorePointRow::verified`] ends after a verification that found something wrong with the point itself.
 pub const DAMAGED: &str = ": damaged";
-/// How it ends after one that found nothing.
-pub const SOUND: &str = ": sound";
 
 /// A restore point.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,10 +51,12 @@ pub struct RestorePointRow {
     pub bitmap: String,
     /// When it was verified last, and the outcome.
     pub verified: Option<String>,
+    /// Its removal has begun: nothing counts on it any more.
+    pub removing: bool,
 }
 
 const COLUMNS: &str = "SELECT id, vm, vm_name, job_name, session, task, repository, created_us, kind, level, \
-                       level_reasons, directory, disks, bytes, bitmap, verified, parent, full_because, job FROM restore_points";
+                       level_reasons, directory, disks, bytes, bitmap, verified, parent, full_because, job, removing FROM restore_points";
 
 impl Store {
     /// Restore points, newest first; of one VM where one is given.
@@ -70,11 +70,16 @@ impl Store {
         rows.iter().map(|row| self.restore_point_row(row)).collect()
     }
 
-    /// Records the outcome of a verification.
-    pub async fn set_verified(&self, restore_point: Uuid, verified: &str) -> Result<(), StoreError> {
-        let sql = "UPDATE restore_points SET verified = $2 WHERE id = $1";
-        let done = sqlx::query(sql).bind(restore_point.to_string()).bind(verified).execute(&self.writer).await;
-        self.removed("restore point", done)
+    /// Records what a verification said of each restore point, all or none. One that is gone has no outcome.
+    pub async fn set_verified(&self, outcomes: &[(Uuid, String)]) -> Result<(), StoreError> {
+        let doing = "recording a verification";
+        let mut tx = self.begin(doing).await?;
+        for (restore_point, verified) in outcomes {
+            let sql = "UPDATE restore_points SET verified = $2 WHERE id = $1";
+            let done = sqlx::query(sql).bind(restore_point.to_string()).bind(verified).execute(&mut *tx).await;
+            done.map_err(|e| self.failed(doing, e))?;
+        }
+        self.commit_tx(tx, doing).await
     }
 
     /// Records restore points that were found in a repository, all or none.
@@ -85,6 +90,13 @@ impl Store {
             point.insert().execute(&mut *tx).await.map_err(|e| self.refused("restore point", doing, e))?;
         }
         self.commit_tx(tx, doing).await
+    }
+
+    /// From now on the restore point is only ever removed.
+    pub async fn begin_removal(&self, restore_point: Uuid) -> Result<(), StoreError> {
+        let sql = "UPDATE restore_points SET removing = 1 WHERE id = $1";
+        let done = sqlx::query(sql).bind(restore_point.to_string()).execute(&self.writer).await;
+        self.removed("restore point", done)
     }
 
     /// Forgets a restore point, whose files are gone.
@@ -117,6 +129,7 @@ impl Store {
             parent: row.get::<Option<&str>, _>(16).map(|id| self.word(&what, id)).transpose()?,
             full_because: row.get(17),
             job: row.get::<Option<&str>, _>(18).map(|id| self.word(&what, id)).transpose()?,
+            removing: row.get(19),
         })
     }
 }

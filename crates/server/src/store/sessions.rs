@@ -240,6 +240,14 @@ pub enum BeginError {
         /// VM's name and the other session's number.
         busy: Vec<(String, i64)>,
     },
+    /// The job runs already.
+    #[error("job {job} is running: session {session}")]
+    Running {
+        /// The job's name.
+        job: String,
+        /// The session that runs it.
+        session: i64,
+    },
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -260,14 +268,24 @@ const SESSIONS: &str = "SELECT id, kind, job, job_name, state, started_us, ended
 const TASKS: &str = "SELECT id, session, vm, vm_name, work, state, outcome FROM tasks";
 
 impl Store {
-    /// Begins a session with its tasks, all waiting. A VM that has an open task already is left out, unless that task is
-    /// only being recovered: then the new one waits for it. Where none is left, a caller is refused; the clock begins the session even so,
+    /// Begins a session with its tasks, all waiting. A job that runs already is refused, whoever begins it: it never overlaps with itself.
+    /// A VM that has an open task already is left out, unless that task is only being recovered: then the new one waits for it. Where none is left, a caller is refused; the clock begins the session even so,
     /// since nobody would hear the refusal.
     pub async fn begin_session(&self, new: NewSession<'_>, now: Timestamp) -> Result<Begun, BeginError> {
         let NewSession { kind, job, by, seen, tasks } = new;
         let doing = "beginning a session";
         let failed = |e| self.failed(doing, e);
         let mut tx = self.begin(doing).await?;
+        if let Some((id, name)) = job {
+            // As in `clock::running`: what is being recovered, and what waits for that, keeps nobody from backing up the others.
+            let sql = "SELECT max(t.session) FROM tasks t JOIN sessions s ON s.id = t.session WHERE s.job = $1 AND t.open = 1 \
+                       AND json_extract(t.state, '$.state') <> 'recovering' AND NOT (json_extract(t.state, '$.state') = 'waiting' \
+                       AND EXISTS (SELECT 1 FROM tasks r WHERE r.vm = t.vm AND r.open = 1 AND json_extract(r.state, '$.state') = 'recovering'))";
+            let running = sqlx::query_scalar::<_, Option<i64>>(sql).bind(id.to_string()).fetch_one(&mut *tx).await;
+            if let Some(session) = running.map_err(failed)? {
+                return Err(BeginError::Running { job: name.to_string(), session });
+            }
+        }
         let (mut free, mut busy) = (Vec::new(), Vec::new());
         for task in tasks {
             let sql = "SELECT session FROM tasks WHERE vm = $1 AND open = 1 AND json_extract(state, '$.state') \

@@ -189,4 +189,30 @@ impl Store {
         }
         self.commit_tx(tx, doing).await
     }
+
+    /// It is decided what follows from the end of a session that a person began: these VMs need not be tried again. Answers what of that was to be.
+    pub async fn settle_by_hand(&self, session: i64, job: Uuid, done: &[VmId]) -> Result<Option<Retry>, StoreError> {
+        let doing = "storing what is not tried again";
+        let mut tx = self.begin(doing).await?;
+        let settled =
+            sqlx::query("UPDATE sessions SET settled = 1 WHERE id = $1").bind(session).execute(&mut *tx).await;
+        settled.map_err(|e| self.failed(doing, e))?;
+        let stored = sqlx::query_scalar::<_, String>("SELECT doc FROM retries WHERE job = $1").bind(job.to_string());
+        let stored = stored.fetch_optional(&mut *tx).await.map_err(|e| self.failed(doing, e))?;
+        let stored: Option<Retry> = stored.map(|doc| self.document("what is tried again", &doc)).transpose()?;
+        let mut dropped = None;
+        if let Some(retry) = stored {
+            let (gone, left): (Vec<VmId>, Vec<VmId>) = retry.vms.iter().partition(|vm| done.contains(vm));
+            if left.is_empty() {
+                self.drop_retry_in(&mut tx, job).await?;
+            } else if !gone.is_empty() {
+                let doc = json(&Retry { vms: left, ..retry.clone() });
+                let kept = sqlx::query("UPDATE retries SET doc = $2 WHERE job = $1").bind(job.to_string()).bind(doc);
+                kept.execute(&mut *tx).await.map_err(|e| self.failed(doing, e))?;
+            }
+            dropped = (!gone.is_empty()).then_some(Retry { vms: gone, ..retry });
+        }
+        self.commit_tx(tx, doing).await?;
+        Ok(dropped)
+    }
 }

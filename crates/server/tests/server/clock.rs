@@ -295,3 +295,38 @@ async fn a_chain_is_as_long_as_the_job_says() {
     };
     assert_eq!(fake.orders().iter().map(is_full).collect::<Vec<_>>(), [true, false, true, false]);
 }
+
+/// A retry is for what is not backed up yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_went_well_by_hand_meanwhile_is_not_tried_again() {
+    let (_place, fake, server) = one_vm_at("2026-03-02T01:59:00Z").await;
+    let both = json!({"vms": ["db", "web"], "schedule": {"cron": "0 2 * * *", "time_zone": "UTC"}});
+    let _: SavedJob = server.client.patch("/jobs/j", &both).await.unwrap();
+    let web = json!({"addresses": ["192.0.2.11"], "credential": "c", "guest_os": "linux"});
+    let _: Value = server.client.patch("/vms/web", &web).await.unwrap();
+    fake.set(|script| script.fail_at = Some((Step::Snapshot, FailureClass::Hypervisor)));
+    server.set_clock("2026-03-02T02:00:01Z");
+    server.begun(1).await;
+    server.until(1, "the retry is told", |session| notes(session).contains(": db, web (retry 1 of 3)")).await;
+    fake.set(|script| script.fail_at = None);
+    let held: Session = server.client.post("/vms/web/quiesce", &json!({})).await.unwrap();
+    let by_hand = server.finished(server.run("j").await.summary.id).await.summary.id;
+    let told = |session: &Session| notes(session).contains("since it went well now: db");
+    server.until(by_hand, "it is told", told).await;
+    let _: Session = server.client.post(&format!("/sessions/{}/cancel", held.summary.id), &()).await.unwrap();
+    server.finished(held.summary.id).await;
+    fake.set(|script| script.fail_at = Some((Step::Snapshot, FailureClass::Hypervisor)));
+    server.set_clock("2026-03-02T02:11:00Z");
+    let retry = server.begun(4).await;
+    assert_eq!((retry.summary.vms, retry.summary.retry.unwrap().attempt), (vec!["web".to_string()], 1));
+    server.until(4, "the next is told", |session| notes(session).contains(": web (retry 2 of 3)")).await;
+    // Both by hand: then nothing is left to be tried.
+    fake.set(|script| script.fail_at = None);
+    let by_hand = server.finished(server.run("j").await.summary.id).await.summary.id;
+    server.until(by_hand, "it is told", |session| notes(session).contains("since it went well now: web")).await;
+    server.set_clock("2026-03-02T12:00:00Z");
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    server.set_clock("2026-03-03T02:00:01Z");
+    let next = server.begun(by_hand + 1).await;
+    assert_eq!((next.summary.retry, next.summary.scheduled_for.as_deref()), (None, Some("2026-03-03T02:00:00Z")));
+}

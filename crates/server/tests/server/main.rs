@@ -19,3 +19,4 @@ mod scenarios;
 mod secrecy;
 mod stored;
 mod streams;
+mod verify;

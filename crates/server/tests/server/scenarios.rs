@@ -258,7 +258,9 @@ async fn a_vm_is_in_one_session_at_a_time() {
     let (_place, fake, server) = one_vm().await;
     fake.set(|script| script.hang_after = Some(6));
     let first = server.run("j").await.summary.id;
-    let second = problem(server.client.post::<Session>("/jobs/j/run", &()).await);
+    let other = serde_json::json!({"name": "k", "vms": ["db"], "repository": "r"});
+    let _: serde_json::Value = server.client.post("/jobs", &other).await.unwrap();
+    let second = problem(server.client.post::<Session>("/jobs/k/run", &()).await);
     assert_eq!((second.status, second.code.as_str()), (409, "vm-busy"));
     assert!(second.what.contains(&format!("db is in session {first}")), "{}", second.what);
     let deleted = problem(server.client.get::<()>("/hosts/nope").await);
@@ -270,6 +272,32 @@ async fn a_vm_is_in_one_session_at_a_time() {
     fake.set(|script| script.hang_after = None);
     let again = server.finished(server.run("j").await.summary.id).await;
     assert_eq!(again.summary.result.as_deref(), Some("success"));
+}
+
+/// Also where one of its VMs is done already. Other work on that VM is nobody's overlap.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_runs_is_not_begun_by_hand() {
+    let place = Place::new();
+    let mut fake = Fake::embedded();
+    fake.slots = 1;
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    furnish(&server, &place, &["db", "web"], GuestSettings::default()).await;
+    fake.set(|script| script.pause_ms = 60);
+    let first = server.run("j").await.summary.id;
+    let one_is_done = |s: &Session| s.tasks.iter().filter(|task| task.result.is_some()).count() == 1;
+    let session = server.until(first, "one is done", one_is_done).await;
+    let done = session.tasks.iter().find(|task| task.result.is_some()).unwrap().vm.clone();
+    let refused = problem(server.client.post::<Session>("/jobs/j/run", &()).await);
+    assert_eq!((refused.status, refused.code.as_str()), (409, "job-running"), "{refused:?}");
+    assert!(refused.what.contains(&format!("job j is running: session {first}")), "{refused:?}");
+    assert!(refused.remedy.unwrap().contains(&format!("lull session follow {first}")));
+    let held: Session = server.client.post(&format!("/vms/{done}/quiesce"), &serde_json::json!({})).await.unwrap();
+    let _: Session = server.client.post(&format!("/sessions/{}/cancel", held.summary.id), &()).await.unwrap();
+    server.finished(held.summary.id).await;
+    let session = server.finished(first).await;
+    assert_eq!(session.summary.result.as_deref(), Some("success"));
+    fake.set(|script| script.pause_ms = 0);
+    assert_eq!(server.finished(server.run("j").await.summary.id).await.summary.result.as_deref(), Some("success"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
