@@ -6,7 +6,7 @@ use crate::catalog::Catalog;
 use crate::error::CatalogError;
 use crate::point::{Point, Presence, presence};
 use crate::table::paths::Paths;
-use crate::table::read::Table;
+use crate::table::read::{Table, Which};
 use crate::version::{Interval, Version};
 use std::ops::ControlFlow;
 use uuid::Uuid;
@@ -81,10 +81,11 @@ impl Catalog {
             if rows.is_empty() {
                 continue;
             }
-            let (all, intervals) = (reader.versions()?, reader.intervals()?);
-            versions.extend(rows.map(|row| FileVersion {
-                version: all[row],
-                points: presence(&table.header().points, intervals[row]),
+            let rows: Vec<usize> = rows.collect();
+            let rows = reader.versions(Which::These(&rows))?.into_iter().zip(reader.intervals(Which::These(&rows))?);
+            versions.extend(rows.map(|(version, interval)| FileVersion {
+                version,
+                points: presence(&table.header().points, interval),
             }));
         }
         versions.reverse();
@@ -147,7 +148,7 @@ impl Look<'_> {
             }
             let reader = table.group(index)?;
             reader.paths(&mut paths)?;
-            let intervals = reader.intervals()?;
+            let intervals = reader.intervals(Which::All)?;
             let mut versions = None;
             let mut row = first_from(&paths, 0, self.begin.as_slice().max(&self.skip_to));
             while row < paths.len() && paths.get(row) < self.end.as_slice() {
@@ -167,7 +168,7 @@ impl Look<'_> {
                 }
                 let versions = match &mut versions {
                     Some(versions) => versions,
-                    none => none.insert(reader.versions()?),
+                    none => none.insert(reader.versions(Which::All)?),
                 };
                 if self.at_row(below, versions[row], interval).is_break() {
                     return Ok(ControlFlow::Break(()));

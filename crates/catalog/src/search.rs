@@ -9,7 +9,7 @@ use crate::pattern::Matcher;
 use crate::point::{Point, presence};
 use crate::query::{Found, Hit, NEWEST_FIRST_BYTES_MAX, Order, PageToken, Place, Query};
 use crate::table::paths::Paths;
-use crate::table::read::Table;
+use crate::table::read::{Table, Which};
 use crate::version::{Interval, Version};
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -134,22 +134,17 @@ impl Search<'_> {
             let reader = table.group(index)?;
             reader.paths(&mut self.paths)?;
             self.report.rows += self.paths.len() as u64;
-            let mut rows = self.fitting_rows();
+            let rows = self.fitting_rows();
             if rows.is_empty() {
                 continue;
             }
-            let intervals = reader.intervals()?;
-            if let Some(number) = number {
-                rows.retain(|row| intervals[*row].contains(number));
-                if rows.is_empty() {
+            let intervals = reader.intervals(Which::These(&rows))?;
+            let versions = reader.versions(Which::These(&rows))?;
+            for ((row, interval), version) in rows.into_iter().zip(intervals).zip(versions) {
+                if number.is_some_and(|number| !interval.contains(number)) {
                     continue;
                 }
-            }
-            let versions = reader.versions()?;
-            for row in rows {
-                if self.query.admits(&versions[row])
-                    && self.take(vm, row, versions[row], intervals[row], &points)?.is_break()
-                {
+                if self.query.admits(&version) && self.take(vm, row, version, interval, &points)?.is_break() {
                     return Ok(ControlFlow::Break(()));
                 }
             }
@@ -158,17 +153,7 @@ impl Search<'_> {
     }
 
     fn fitting_rows(&self) -> Vec<usize> {
-        let mut rows = Vec::new();
-        let mut fitted = false;
-        for row in 0..self.paths.len() {
-            if !self.paths.is_repeated(row) {
-                fitted = self.matcher.fits(self.paths.get(row));
-            }
-            if fitted {
-                rows.push(row);
-            }
-        }
-        rows
+        self.paths.runs().filter(|run| self.matcher.fits(self.paths.get(run.start))).flatten().collect()
     }
 
     fn take(

@@ -7,6 +7,8 @@ use std::ops::Range;
 pub struct Paths {
     bytes: Vec<u8>,
     places: Vec<(u32, u32)>,
+    /// Those that are not known to be the same as the one before them.
+    firsts: Vec<u32>,
 }
 
 impl Paths {
@@ -31,9 +33,10 @@ impl Paths {
         begin as usize..end as usize
     }
 
-    /// Whether one is known to be the same as the one before it, without a look at it.
-    pub fn is_repeated(&self, index: usize) -> bool {
-        index > 0 && self.places[index] == self.places[index - 1]
+    /// Runs of those that are known to be the same, without a look at them.
+    pub fn runs(&self) -> impl Iterator<Item = Range<usize>> {
+        let ends = self.firsts.iter().skip(1).map(|first| *first as usize).chain([self.len()]);
+        self.firsts.iter().zip(ends).map(|(first, end)| *first as usize..end)
     }
 
     /// One of them.
@@ -50,29 +53,33 @@ impl Paths {
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.places.clear();
+        self.firsts.clear();
     }
 
     /// Adds one.
     pub fn push(&mut self, path: &[u8]) {
         let begin = self.bytes.len() as u32;
         self.bytes.extend_from_slice(path);
+        self.firsts.push(self.places.len() as u32);
         self.places.push((begin, self.bytes.len() as u32));
     }
 
     /// Adds one that shares its first `shared` bytes with the last one. False, and nothing is added, where that is shorter.
     pub fn push_sharing(&mut self, shared: usize, suffix: &[u8]) -> bool {
-        let last = self.places.len().checked_sub(1).map_or(0..0, |index| self.range(index));
-        if shared > last.len() {
+        let (last_begin, last_end) = self.places.last().copied().unwrap_or_default();
+        let last_bytes = (last_end - last_begin) as usize;
+        if shared > last_bytes {
             return false;
         }
-        if suffix.is_empty() && shared == last.len() && shared > 0 {
+        if suffix.is_empty() && shared == last_bytes && shared > 0 {
             // Versions of one file follow each other.
-            self.places.extend_from_within(self.places.len() - 1..);
+            self.places.push((last_begin, last_end));
             return true;
         }
         let begin = self.bytes.len() as u32;
-        self.bytes.extend_from_within(last.start..last.start + shared);
+        self.bytes.extend_from_within(last_begin as usize..last_begin as usize + shared);
         self.bytes.extend_from_slice(suffix);
+        self.firsts.push(self.places.len() as u32);
         self.places.push((begin, self.bytes.len() as u32));
         true
     }
@@ -99,8 +106,7 @@ mod tests {
         paths.push(b"/var");
         let all: Vec<&[u8]> = (0..paths.len()).map(|index| paths.get(index)).collect();
         assert_eq!(all, [&b"/usr/lib"[..], b"/usr/bin", b"/usr/bin", b"/var"]);
-        let repeated: Vec<bool> = (0..paths.len()).map(|index| paths.is_repeated(index)).collect();
-        assert_eq!(repeated, [false, false, true, false]);
+        assert_eq!(paths.runs().collect::<Vec<_>>(), [0..1, 1..3, 3..4]);
         assert_eq!((paths.last(), paths.bytes()), (&b"/var"[..], 20));
     }
 }

@@ -12,7 +12,8 @@ use crate::version::{Interval, Version, kind_of_code};
 use bytes::{Buf, Bytes};
 use parquet::basic::{Compression, Encoding};
 use parquet::column::page::{Page, PageReader};
-use parquet::column::reader::{ColumnReader, get_column_reader};
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl, get_column_reader};
+use parquet::data_type::DataType;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::reader::{ChunkReader, Length};
@@ -20,6 +21,7 @@ use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::parser::parse_message_type;
 use std::fs::File;
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -109,6 +111,27 @@ impl Table {
     }
 }
 
+/// Which rows of a row group are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which<'a> {
+    /// All of them.
+    All,
+    /// These, in ascending order.
+    These(&'a [usize]),
+}
+
+impl Which<'_> {
+    /// Runs of rows that follow each other, of a group with so many.
+    fn runs(self, rows: usize) -> Vec<Range<usize>> {
+        match self {
+            Which::All => std::iter::once(0..rows).collect(),
+            Which::These(these) => {
+                these.chunk_by(|row, next| row + 1 == *next).map(|run| run[0]..run[run.len() - 1] + 1).collect()
+            }
+        }
+    }
+}
+
 /// The bytes of one row group.
 pub struct GroupReader<'t> {
     table: &'t Table,
@@ -144,67 +167,62 @@ impl GroupReader<'_> {
         Ok(())
     }
 
-    /// Reads a column of 32-bit numbers.
+    /// Reads these rows of a column of 32-bit numbers.
     ///
     /// # Errors
     /// When it is not what a table holds.
-    pub fn numbers(&self, column: Column) -> Result<Vec<i32>, CatalogError> {
+    pub fn numbers(&self, column: Column, rows: Which<'_>) -> Result<Vec<i32>, CatalogError> {
         match self.column(column)? {
-            ColumnReader::Int32ColumnReader(mut reader) => {
-                self.all(|rows, values| reader.read_records(rows, None, None, values).map(|(rows, _, _)| rows))
-            }
+            ColumnReader::Int32ColumnReader(reader) => self.values(reader, rows),
             _ => Err(self.damaged("a column is of another type")),
         }
     }
 
-    /// Reads a column of 64-bit numbers.
+    /// Reads these rows of a column of 64-bit numbers.
     ///
     /// # Errors
     /// When it is not what a table holds.
-    pub fn long_numbers(&self, column: Column) -> Result<Vec<i64>, CatalogError> {
+    pub fn long_numbers(&self, column: Column, rows: Which<'_>) -> Result<Vec<i64>, CatalogError> {
         match self.column(column)? {
-            ColumnReader::Int64ColumnReader(mut reader) => {
-                self.all(|rows, values| reader.read_records(rows, None, None, values).map(|(rows, _, _)| rows))
-            }
+            ColumnReader::Int64ColumnReader(reader) => self.values(reader, rows),
             _ => Err(self.damaged("a column is of another type")),
         }
     }
 
-    /// Reads a column of truth values.
+    /// Reads these rows of a column of truth values.
     ///
     /// # Errors
     /// When it is not what a table holds.
-    pub fn truths(&self, column: Column) -> Result<Vec<bool>, CatalogError> {
+    pub fn truths(&self, column: Column, rows: Which<'_>) -> Result<Vec<bool>, CatalogError> {
         match self.column(column)? {
-            ColumnReader::BoolColumnReader(mut reader) => {
-                self.all(|rows, values| reader.read_records(rows, None, None, values).map(|(rows, _, _)| rows))
-            }
+            ColumnReader::BoolColumnReader(reader) => self.values(reader, rows),
             _ => Err(self.damaged("a column is of another type")),
         }
     }
 
-    /// Reads all intervals.
+    /// Reads these intervals, in the order of the rows.
     ///
     /// # Errors
     /// When they are not what a table holds.
-    pub fn intervals(&self) -> Result<Vec<Interval>, CatalogError> {
-        let (first, last, seen) =
-            (self.numbers(Column::First)?, self.numbers(Column::Last)?, self.numbers(Column::Seen)?);
+    pub fn intervals(&self, rows: Which<'_>) -> Result<Vec<Interval>, CatalogError> {
+        let numbers = |column| self.numbers(column, rows);
+        let (first, last, seen) = (numbers(Column::First)?, numbers(Column::Last)?, numbers(Column::Seen)?);
         let rows = first.into_iter().zip(last).zip(seen);
         Ok(rows
             .map(|((first, last), seen)| Interval { first: first as u32, last: last as u32, seen: seen as u32 })
             .collect())
     }
 
-    /// Reads all versions.
+    /// Reads these versions, in the order of the rows.
     ///
     /// # Errors
     /// When they are not what a table holds.
-    pub fn versions(&self) -> Result<Vec<Version>, CatalogError> {
-        let kinds = self.numbers(Column::Kind)?;
-        let (sizes, mtimes) = (self.long_numbers(Column::SizeBytes)?, self.long_numbers(Column::MtimeUs)?);
-        let (modes, uids, gids) = (self.numbers(Column::Mode)?, self.numbers(Column::Uid)?, self.numbers(Column::Gid)?);
-        let changed = self.truths(Column::ChangedAfterFreeze)?;
+    pub fn versions(&self, rows: Which<'_>) -> Result<Vec<Version>, CatalogError> {
+        let numbers = |column| self.numbers(column, rows);
+        let kinds = numbers(Column::Kind)?;
+        let (sizes, mtimes) = (self.long_numbers(Column::SizeBytes, rows)?, self.long_numbers(Column::MtimeUs, rows)?);
+        let (modes, uids, gids) = (numbers(Column::Mode)?, numbers(Column::Uid)?, numbers(Column::Gid)?);
+        let changed = self.truths(Column::ChangedAfterFreeze, rows)?;
         let row = |index: usize| {
             Ok(Version {
                 kind: kind_of_code(kinds[index]).ok_or_else(|| self.damaged("a kind that there is not"))?,
@@ -219,15 +237,23 @@ impl GroupReader<'_> {
         (0..kinds.len()).map(row).collect()
     }
 
-    fn all<T>(
-        &self,
-        mut read: impl FnMut(usize, &mut Vec<T>) -> Result<usize, ParquetError>,
-    ) -> Result<Vec<T>, CatalogError> {
-        let rows = self.header().rows as usize;
-        let mut values = Vec::with_capacity(rows);
-        while values.len() < rows {
-            if read(rows - values.len(), &mut values).map_err(|error| self.trouble(&error))? == 0 {
-                return Err(self.damaged("a column has fewer values than there are rows"));
+    fn values<T: DataType>(&self, mut reader: ColumnReaderImpl<T>, rows: Which<'_>) -> Result<Vec<T::T>, CatalogError> {
+        let few = self.damaged("a column has fewer values than there are rows");
+        let mut values = Vec::new();
+        let mut at = 0;
+        for run in rows.runs(self.header().rows as usize) {
+            while at < run.start {
+                match reader.skip_records(run.start - at).map_err(|error| self.trouble(&error))? {
+                    0 => return Err(few),
+                    skipped => at += skipped,
+                }
+            }
+            while at < run.end {
+                match reader.read_records(run.end - at, None, None, &mut values) {
+                    Ok((0, _, _)) => return Err(few),
+                    Ok((read, _, _)) => at += read,
+                    Err(error) => return Err(self.trouble(&error)),
+                }
             }
         }
         Ok(values)

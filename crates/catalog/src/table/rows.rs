@@ -1,7 +1,7 @@
 //! All rows of a table in their order, one row group in memory at a time.
 
 use super::paths::Paths;
-use super::read::Table;
+use super::read::{Table, Which};
 use crate::error::CatalogError;
 use crate::version::{Interval, Version};
 
@@ -61,8 +61,8 @@ impl<'t> Rows<'t> {
             let group = table.group(self.groups_read)?;
             self.groups_read += 1;
             group.paths(&mut self.paths)?;
-            self.versions = group.versions()?;
-            self.intervals = group.intervals()?;
+            self.versions = group.versions(Which::All)?;
+            self.intervals = group.intervals(Which::All)?;
         }
         Ok(())
     }

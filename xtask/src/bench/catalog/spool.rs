@@ -10,10 +10,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// A frame is sent once its listing holds about so many bytes: compressed, half of what a frame may have.
-const LISTING_BYTES: usize = 512 << 10;
+/// A frame is sent once its listing holds about so many bytes: with a piece more, and incompressible, it still is no longer than one may be.
+const LISTING_BYTES: usize = 128 << 10;
 /// A folder of more entries goes in pieces.
-const PIECE_ENTRIES: usize = 8_192;
+const PIECE_ENTRIES: usize = 2_048;
 
 /// An entry of a folder, with a name of its own.
 struct Entry {
