@@ -4,7 +4,7 @@
 
 use crate::events::Events;
 use crate::guest::{Guest, files_below, key_file};
-use crate::program::{Outcome, lull, signal, wait_for};
+use crate::program::{Outcome, lull, signal};
 use crate::qemu::Qmp;
 use lull_api::infrastructure::{RestorePoint, Vm};
 use lull_api::session::{Session, SessionSummary, Task};
@@ -14,7 +14,7 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{self, SignalKind};
 
 /// Name of the VM.
@@ -203,7 +203,15 @@ impl World {
 
     /// Waits for a session's end.
     pub fn finished(&self, id: i64) -> Session {
-        wait_for(120, "the session's end", || Some(self.session(id)).filter(|s| s.summary.state == "finished"))
+        let until = Instant::now() + Duration::from_secs(120);
+        loop {
+            let session = self.session(id);
+            if session.summary.state == "finished" {
+                return session;
+            }
+            assert!(Instant::now() < until, "it did not end within 120 s: {session:#?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     pub fn points(&self) -> Vec<RestorePoint> {

@@ -179,7 +179,8 @@ async fn killed_while_recovering_it_recovers_again_under_a_new_number() {
     server.kill().await;
     fake.set(|script| script.recoveries_fail = 3);
     let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
-    server.until(id, "a recovery failed", |s| s.tasks[0].notes.iter().any(|n| n.contains("not yet"))).await;
+    let failed = |s: &Session| s.tasks[0].notes.iter().any(|n| n.contains("not yet: the guest is thawed"));
+    server.until(id, "the recovery of the guest failed", failed).await;
     server.kill().await;
     fake.set(|script| script.recoveries_fail = 0);
     let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;

@@ -148,7 +148,7 @@ fn reboots(world: &mut World, step: &str, flags: &[&str]) {
     events.until_step(step);
     let began = Instant::now();
     // By the guest itself, at once and without order: QEMU's socket is the backup's until it is over.
-    world.guest.try_ssh("echo 1 >/proc/sys/kernel/sysrq; (sleep 0.2; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 &");
+    world.guest.ssh("echo 1 >/proc/sys/kernel/sysrq; (sleep 0.2; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 &");
     let session = world.finished(id);
     throttle(world, 0);
     println!(
