@@ -203,13 +203,13 @@ impl World {
 
     /// Waits for a session's end.
     pub fn finished(&self, id: i64) -> Session {
-        let until = Instant::now() + Duration::from_secs(120);
+        let until = Instant::now() + Duration::from_secs(300);
         loop {
             let session = self.session(id);
             if session.summary.state == "finished" {
                 return session;
             }
-            assert!(Instant::now() < until, "it did not end within 120 s: {session:#?}");
+            assert!(Instant::now() < until, "it did not end within 300 s: {session:#?}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
