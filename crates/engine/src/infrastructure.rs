@@ -155,7 +155,7 @@ pub struct HypervisorHost {
 }
 
 /// Whether a managed server can take tasks now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum ServerState {
     /// Its heartbeat arrives.
@@ -169,6 +169,17 @@ pub enum ServerState {
     Draining,
     /// An administrator took it out of use.
     Disabled,
+    /// It is connected, and its release is too far from the backup server's.
+    Incompatible {
+        /// Its release, as it says.
+        version: String,
+        /// The backup server's.
+        server_version: String,
+        /// It is the newer one: then the backup server is to be upgraded.
+        newer: bool,
+    },
+    /// An administrator took its trust away.
+    Revoked,
 }
 
 impl ServerState {
@@ -203,6 +214,9 @@ pub struct ManagedServer {
     pub channels: Vec<ChannelKind>,
     /// The hypervisor hosts through which it can open network-less channels.
     pub network_less_hosts: Vec<HostId>,
+    /// The hypervisor hosts at which it can have snapshots taken.
+    #[serde(default)]
+    pub hosts_reached: Vec<HostId>,
     /// How many tasks it may run at once.
     pub slots: u32,
     /// How many tasks it runs now.

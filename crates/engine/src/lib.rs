@@ -23,5 +23,6 @@ pub mod schedule;
 pub mod selection;
 pub mod session;
 pub mod settings;
+pub mod task_lease;
 pub mod timeline;
 pub mod validation;

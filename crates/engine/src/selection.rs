@@ -47,6 +47,8 @@ pub struct Request<'a> {
     pub credential: Option<CredentialKind>,
     /// The job's policy for this VM.
     pub policy: &'a ProxyPolicy,
+    /// The task works at the VM's hypervisor too: a backup does, a test of the guest does not.
+    pub at_hypervisor: bool,
     /// The licence in force.
     pub licence: Licence,
     /// The infrastructure's rules.

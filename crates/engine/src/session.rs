@@ -5,16 +5,19 @@
 //! ```text
 //!              Dispatch            Report            Finished, nothing owed
 //!    Waiting ───────────► Dispatched ─────► Running ──────────────────────► Finished
-//!     ▲ │ │                   │                │ ProxyLost, ServerRestarted,    ▲
+//!     ▲ │ │                   │                │ ProxyLost, ServerRestarted²,   ▲
 //!     │ │ │ Dispatch, the     │                │ Finished with debts            │
 //!     │ │ │ last task left    └───────┬────────┘                                │
 //!     │ │ │ something                 ▼            debts paid or given up       │
 //!     │ │ └─────────────────────► Recovering ───────────────────────────────────┤
 //!     │ │      debts paid, the next   │                                         │
 //!     └─┼─────────────────────────────┘                                         │
-//!       │      proxy's turn             cancelled, no proxy, server restarted   │
+//!       │      proxy's turn             cancelled, no proxy, server restarted¹  │
 //!       └───────────────────────────────────────────────────────────────────────┘
 //! ```
+//! Not drawn: what was never the proxy's goes from Dispatched or Running back to Waiting (`NotDelivered`). ¹ Only where nobody wants the task any
+//! more. ² Only where the proxy died with the server. One that outlives it keeps what was granted to it: the task stays as it
+//! is and is taken up again ([`Action::AttachTask`]); what was not granted yet waits again.
 //!
 //! **Debts.** What was sent to a proxy may have been done although no answer came. So at dispatch *everything* is
 //! [`Owed`], and only evidence that something is over clears a debt; no report of progress does. A task is closed when
@@ -23,6 +26,9 @@
 //!
 //! **Left behind.** What a closed task could not pay and the next one on its VM would stumble over ([`Left`]) is paid first:
 //! that task recovers, waits again, and only then is sent to a proxy.
+//!
+//! **Lease.** A proxy may act on a task only until `lease_until`, and one that was never granted a lease never began. Until that instant
+//! the lost proxy may rightly hold the guest or the hypervisor, so no debt is given up before one more attempt after it.
 //!
 //! **Epochs.** Each dispatch and each recovery has a number of its own, which goes with every command and comes back
 //! with every report. A report of an older one is late and changes nothing.
@@ -37,6 +43,7 @@ mod advance;
 mod debts;
 mod event;
 mod failure;
+mod recovering;
 mod run;
 
 pub use advance::{IllegalEvent, advance};
@@ -45,7 +52,7 @@ pub use event::{Action, Ignored, ProxyReport, RecoveryPart, TaskEvent, Transitio
 pub use failure::{Hop, Outcome, TaskFailure};
 pub use run::{SessionEvent, SessionState, TaskCounts, advance_session, count, session_outcome};
 
-/// How often a debt is tried to be paid before it is recorded as still owed.
+/// How often a debt is tried to be paid before it is recorded as still owed; more often while the lost proxy's lease holds.
 pub const RECOVERY_ATTEMPTS_MAX: u32 = 10;
 /// The wait before a recovery is tried again doubles from 1 s up to this.
 pub const RECOVERY_WAIT_MS_MAX: u64 = 60_000;
@@ -141,6 +148,12 @@ pub struct Hold {
     /// The step at which the backup server was stopped: a password that was being tried then may have been refused.
     #[serde(default)]
     pub cut_at: Option<Step>,
+    /// The proxy is a process of its own: it goes on with the task when the backup server stops.
+    #[serde(default)]
+    pub outlives_server: bool,
+    /// Until when the proxy may act on the task; `None`: it never might, so it never began. Recovering: the lost proxy's.
+    #[serde(default)]
+    pub lease_until: Option<Timestamp>,
 }
 
 /// What an earlier task on the VM left, as far as the next one must undo it before it begins: another freeze would fail on a
@@ -261,9 +274,9 @@ pub enum TaskState {
         hold: Hold,
         /// When the recovery began.
         since: Timestamp,
-        /// Failed attempts at the guest.
+        /// Failed attempts at the guest; while the lost proxy's lease holds they count only so far that two remain.
         guest_attempts: u32,
-        /// Failed attempts at the hypervisor.
+        /// Failed attempts at the hypervisor; likewise.
         hypervisor_attempts: u32,
         /// What becomes of the task then.
         then: AfterRecovery,

@@ -7,7 +7,7 @@ use crate::selection::{Request, feasible, feasible_as_fallback};
 use crate::settings::ProxyPolicy;
 use ipnet::IpNet;
 use jiff::Timestamp;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 /// All that decides which servers can serve a task. Tasks with equal keys share one [`Kind`].
@@ -16,9 +16,34 @@ struct KindKey<'a> {
     guest_os: Option<Platform>,
     credential: Option<CredentialKind>,
     has_endpoint: bool,
-    /// Only where some server has a network-less way through it.
-    host: Option<HostId>,
+    /// Hosts that the same servers reach are as good as one.
+    host: HostClass,
+    at_hypervisor: bool,
     policy: &'a ProxyPolicy,
+}
+
+/// Which servers reach a host, as a number; 0: none.
+type HostClass = usize;
+
+/// The class of each host that some server reaches.
+fn classes(servers: &[&ManagedServer]) -> HashMap<HostId, HostClass> {
+    let mut reached_by: HashMap<HostId, Vec<(usize, bool)>> = HashMap::new();
+    for (index, server) in servers.iter().enumerate() {
+        for host in &server.network_less_hosts {
+            reached_by.entry(*host).or_default().push((index, true));
+        }
+        for host in &server.hosts_reached {
+            reached_by.entry(*host).or_default().push((index, false));
+        }
+    }
+    let mut known: HashMap<Vec<(usize, bool)>, HostClass> = HashMap::new();
+    reached_by
+        .into_iter()
+        .map(|(host, by)| {
+            let next = known.len() + 1;
+            (host, *known.entry(by).or_insert(next))
+        })
+        .collect()
 }
 
 /// Servers by their index in [`Fleet::servers`].
@@ -43,7 +68,7 @@ pub(super) struct Fleet<'a> {
     by_network: HashMap<IpNet, Vec<usize>>,
     prefixes_v4: BTreeSet<u8>,
     prefixes_v6: BTreeSet<u8>,
-    hosts: HashSet<HostId>,
+    hosts: HashMap<HostId, HostClass>,
 }
 
 impl<'a> Fleet<'a> {
@@ -57,7 +82,7 @@ impl<'a> Fleet<'a> {
             by_network: HashMap::new(),
             prefixes_v4: BTreeSet::new(),
             prefixes_v6: BTreeSet::new(),
-            hosts: servers.iter().flat_map(|server| &server.network_less_hosts).copied().collect(),
+            hosts: classes(&servers),
             servers,
         };
         for (index, server) in fleet.servers.iter().enumerate() {
@@ -107,7 +132,8 @@ impl<'a> Fleet<'a> {
             guest_os: task.vm.guest_os_with(task.credential),
             credential: task.credential,
             has_endpoint: task.vm.has_endpoint(),
-            host: Some(task.vm.host).filter(|host| self.hosts.contains(host)),
+            host: self.hosts.get(&task.vm.host).copied().unwrap_or_default(),
+            at_hypervisor: task.at_hypervisor,
             policy: task.policy,
         };
         if let Some(index) = self.kind_of.get(&key) {
@@ -118,6 +144,7 @@ impl<'a> Fleet<'a> {
             vm: task.vm,
             credential: task.credential,
             policy: task.policy,
+            at_hypervisor: task.at_hypervisor,
             licence: situation.licence,
             rules: situation.rules,
             servers: situation.servers,

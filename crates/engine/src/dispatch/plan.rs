@@ -2,7 +2,8 @@
 //! Judges no feasibility; that is in the fleet's kinds.
 
 use super::fleet::{Fleet, Kind};
-use super::{Assignment, Plan, Situation, StillWaiting, WaitingTask};
+use super::limits::Room;
+use super::{Assignment, Because, Plan, Situation, StillWaiting, WaitingTask};
 use crate::ids::{JobId, TaskId};
 use crate::instant::{after_ms, elapsed_ms};
 use crate::selection::Tier;
@@ -30,6 +31,7 @@ pub fn dispatch(situation: &Situation, queue: &[WaitingTask], now: Timestamp) ->
         }
     }
 
+    let mut room = Room::new(situation);
     let mut plan = Plan::default();
     while let Some(Reverse((mut running, _, _, job))) = turns.pop() {
         let Some(tasks) = jobs.get_mut(&job) else {
@@ -38,9 +40,10 @@ pub fn dispatch(situation: &Situation, queue: &[WaitingTask], now: Timestamp) ->
         let Some(task) = tasks.pop_front() else {
             continue;
         };
-        match pick(&mut fleet, situation, task, now) {
+        match pick(&mut fleet, &room, situation, task, now) {
             Pick::Slot { server, group } => {
                 fleet.load[server] += 1;
+                room.take(task);
                 running += 1;
                 plan.assignments.push(Assignment {
                     task: task.task,
@@ -49,7 +52,7 @@ pub fn dispatch(situation: &Situation, queue: &[WaitingTask], now: Timestamp) ->
                     recently_failed: group >= Tier::ALL.len(),
                 });
             }
-            Pick::Wait => plan.waiting.push(still_waiting(situation, task, now)),
+            Pick::Wait(because) => plan.waiting.push(still_waiting(situation, task, because, now)),
             Pick::Nobody => plan.unservable.push(task.task),
         }
         if let Some(next) = tasks.front() {
@@ -61,7 +64,7 @@ pub fn dispatch(situation: &Situation, queue: &[WaitingTask], now: Timestamp) ->
 
 enum Pick {
     Slot { server: usize, group: usize },
-    Wait,
+    Wait(Because),
     Nobody,
 }
 
@@ -73,19 +76,22 @@ struct Group {
     best_free: Option<(u32, usize)>,
 }
 
-fn pick<'a>(fleet: &mut Fleet<'a>, situation: &Situation, task: &WaitingTask<'a>, now: Timestamp) -> Pick {
+fn pick<'a>(fleet: &mut Fleet<'a>, room: &Room, situation: &Situation, task: &WaitingTask<'a>, now: Timestamp) -> Pick {
     let kind_index = fleet.kind(task, situation, now);
     let kind = &fleet.kinds[kind_index];
-    // The usual task while the fleet is busy: nothing to look at.
-    if kind.full && task.tried.is_empty() {
-        return Pick::Wait;
-    }
     let open_groups = 1 + spilled(situation, task, now) as usize;
     let untried = |server: &usize| !task.tried.contains(&fleet.servers[*server].id);
     let stands_in = !kind.members.iter().any(untried);
     let fallback = kind.fallback.iter().copied().filter(untried);
     if stands_in && fallback.clone().next().is_none() {
         return Pick::Nobody;
+    }
+    if let Some(because) = room.full_for(task) {
+        return Pick::Wait(because);
+    }
+    // The usual task while the fleet is busy: nothing to look at.
+    if kind.full && !stands_in {
+        return Pick::Wait(Because::Slots);
     }
 
     let local = fleet.local_to(task.vm);
@@ -111,7 +117,7 @@ fn pick<'a>(fleet: &mut Fleet<'a>, situation: &Situation, task: &WaitingTask<'a>
             // Without members a stand-in serves this kind, and its slots are not counted here.
             let full = !kind.members.is_empty() && !kind.members.iter().any(|server| fleet.has_free_slot(*server));
             fleet.kinds[kind_index].full = full;
-            Pick::Wait
+            Pick::Wait(Because::Slots)
         }
     }
 }
@@ -152,16 +158,22 @@ impl Scan<'_, '_> {
 
 /// How many tiers after the best one its waiting time has opened.
 fn spilled(situation: &Situation, task: &WaitingTask, now: Timestamp) -> u32 {
-    let waited_ms = elapsed_ms(task.waiting_since, now);
+    let waited_ms = elapsed_ms(slot_since(task), now);
     let tiers = waited_ms / situation.spill_after_ms.max(1);
     u32::try_from(tiers).unwrap_or(u32::MAX).min(GROUPS as u32)
 }
 
-fn still_waiting(situation: &Situation, task: &WaitingTask, now: Timestamp) -> StillWaiting {
-    let spilled = spilled(situation, task, now);
-    StillWaiting {
-        task: task.task,
-        spilled,
-        next_tier_at: after_ms(task.waiting_since, situation.spill_after_ms.saturating_mul(u64::from(spilled) + 1)),
-    }
+/// Since when it waits for a slot, and not for a limit.
+fn slot_since(task: &WaitingTask) -> Timestamp {
+    task.held_up_at.map_or(task.waiting_since, |held_up_at| held_up_at.max(task.waiting_since))
+}
+
+fn still_waiting(situation: &Situation, task: &WaitingTask, because: Because, now: Timestamp) -> StillWaiting {
+    let (since, spilled) = match because {
+        Because::Slots => (slot_since(task), spilled(situation, task, now)),
+        // It spills only once it waits for a slot.
+        Because::HostLimit { .. } | Because::RepositoryLimit { .. } => (now, 0),
+    };
+    let next_tier_at = after_ms(since, situation.spill_after_ms.saturating_mul(u64::from(spilled) + 1));
+    StillWaiting { task: task.task, spilled, next_tier_at, because }
 }

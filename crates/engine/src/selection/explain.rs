@@ -229,6 +229,19 @@ impl fmt::Display for Judgement {
     }
 }
 
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BackupServerTookOver => {
+                f.write_str("none of the preferred servers can serve it: the backup server takes over")
+            }
+            Self::LicenceLeavesNoChoice { licence } => {
+                write!(f, "the job's preferred servers do not count under the {licence} licence")
+            }
+        }
+    }
+}
+
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.chosen {
@@ -244,14 +257,8 @@ impl fmt::Display for Decision {
             }
             None => write!(f, "{}: no server can serve it", self.vm_name)?,
         }
-        match &self.note {
-            Some(Note::BackupServerTookOver) => {
-                f.write_str("\n  none of the preferred servers can serve it: the backup server takes over")?;
-            }
-            Some(Note::LicenceLeavesNoChoice { licence }) => {
-                write!(f, "\n  the job's preferred servers do not count under the {licence} licence")?;
-            }
-            None => {}
+        if let Some(note) = &self.note {
+            write!(f, "\n  {note}")?;
         }
         for other in &self.others {
             write!(f, "\n  {}: {}", other.name, other.judgement)?;

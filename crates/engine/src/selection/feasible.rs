@@ -3,6 +3,7 @@
 //! Reasons hold facts, not text: a choice among a thousand servers must not format a thousand sentences.
 
 use super::{Request, WindowsGuestsFrom};
+use crate::ids::HostId;
 use crate::infrastructure::{ChannelKind, CredentialKind, ManagedServer, Platform, ServerState};
 use crate::licence::Edition;
 use crate::settings::ProxyPolicy;
@@ -10,7 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// Why a server cannot work on a VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Rejection {
     /// Not a proxy.
@@ -28,6 +29,22 @@ pub enum Rejection {
     /// Out of use.
     #[error("an administrator disabled it")]
     Disabled,
+    /// Too old or too new.
+    #[error(
+        "it runs release {version}, the backup server {server_version}, which is too far apart: upgrade {}",
+        if *.newer { "the backup server" } else { "it" }
+    )]
+    Incompatible {
+        /// Its release.
+        version: String,
+        /// The backup server's.
+        server_version: String,
+        /// It is the newer one.
+        newer: bool,
+    },
+    /// Not trusted any more.
+    #[error("it was revoked: to be used again it has to join anew, with a new token")]
+    Revoked,
     /// No capacity at all.
     #[error("it has no task slots")]
     NoSlots,
@@ -83,6 +100,12 @@ pub enum Rejection {
         /// The channel that would fit.
         channel: ChannelKind,
     },
+    /// It can reach the guest, but not where the snapshot is taken.
+    #[error("it does not reach the VM's hypervisor host, where the snapshot is taken")]
+    HypervisorNotReached {
+        /// The host.
+        host: HostId,
+    },
     /// It had its turn in this task.
     #[error("it was tried in this task already")]
     AlreadyTried,
@@ -97,7 +120,7 @@ pub fn feasible(server: &ManagedServer, request: &Request) -> Result<ChannelKind
         return Err(Rejection::NotPreferred);
     }
     licensed(server, request)?;
-    channel_to(server, request)
+    way_to(server, request)
 }
 
 /// Whether the server can stand in where none of the job's preferred servers can serve the VM. Only the backup
@@ -108,18 +131,23 @@ pub fn feasible_as_fallback(server: &ManagedServer, request: &Request) -> Result
         return Err(Rejection::NotPreferred);
     }
     licensed(server, request)?;
-    channel_to(server, request)
+    way_to(server, request)
 }
 
 fn ready(server: &ManagedServer, request: &Request) -> Result<(), Rejection> {
     if !server.role_enabled {
         return Err(Rejection::RoleDisabled);
     }
-    match server.state {
+    match &server.state {
         ServerState::Online => {}
-        ServerState::Offline { since } => return Err(Rejection::Offline { since }),
+        ServerState::Offline { since } => return Err(Rejection::Offline { since: *since }),
         ServerState::Draining => return Err(Rejection::Draining),
         ServerState::Disabled => return Err(Rejection::Disabled),
+        ServerState::Incompatible { version, server_version, newer } => {
+            let (version, server_version, newer) = (version.clone(), server_version.clone(), *newer);
+            return Err(Rejection::Incompatible { version, server_version, newer });
+        }
+        ServerState::Revoked => return Err(Rejection::Revoked),
     }
     if server.slots == 0 {
         return Err(Rejection::NoSlots);
@@ -139,6 +167,15 @@ fn licensed(server: &ManagedServer, request: &Request) -> Result<(), Rejection> 
         }
         _ => Ok(()),
     }
+}
+
+/// The channel to the guest, where the server also reaches what else the task works at.
+fn way_to(server: &ManagedServer, request: &Request) -> Result<ChannelKind, Rejection> {
+    let channel = channel_to(server, request)?;
+    if request.at_hypervisor && !server.hosts_reached.contains(&request.vm.host) {
+        return Err(Rejection::HypervisorNotReached { host: request.vm.host });
+    }
+    Ok(channel)
 }
 
 /// The first of the server's channels that reaches the guest with the credential, whatever policy, licence and the

@@ -1,9 +1,9 @@
 //! The transition function of a task. The only place where a task's next state is computed; does nothing itself.
 
-use super::debts::{is_over, is_owed, leave, pay, settle};
+use super::debts::{leave, settle};
+use super::recovering::while_recovering;
 use super::{
-    Action, AfterRecovery, Ending, Hold, Hop, Ignored, Owed, ProxyReport, RECOVERY_ATTEMPTS_MAX, RecoveryPart,
-    TaskEvent, TaskFailure, TaskState, Transition,
+    Action, AfterRecovery, Ending, Hold, Hop, Ignored, Owed, ProxyReport, TaskEvent, TaskFailure, TaskState, Transition,
 };
 use crate::failover::{FailureClass, NextMove, next_move};
 use crate::timeline::Step;
@@ -61,7 +61,7 @@ fn while_waiting(state: &TaskState, event: &TaskEvent, now: Timestamp) -> Result
         Ok(to(state, vec![Action::TaskClosed]))
     };
     match event {
-        TaskEvent::Dispatch { proxy, partial_file, post_script, left } => {
+        TaskEvent::Dispatch { proxy, partial_file, post_script, left, outlives_server } => {
             if tried.contains(proxy) {
                 return Err(format!("proxy {proxy} had its turn in this task"));
             }
@@ -78,6 +78,8 @@ fn while_waiting(state: &TaskState, event: &TaskEvent, now: Timestamp) -> Result
                 post_script: *post_script,
                 paid_for: *paid_for,
                 cut_at: None,
+                outlives_server: *outlives_server,
+                lease_until: None,
             };
             if let Some(left) = left.as_ref().filter(|left| left.is_due(state)) {
                 (hold.epoch, hold.owed, hold.paid_for) = (*epoch, left.owed.clone(), Some(left.by));
@@ -100,7 +102,8 @@ fn while_waiting(state: &TaskState, event: &TaskEvent, now: Timestamp) -> Result
             }),
         }),
         TaskEvent::CancelRequested => close(Ending::Cancelled),
-        TaskEvent::ServerRestarted => {
+        TaskEvent::ServerRestarted { waiting_goes_on: true } => Ok(to(state.clone(), vec![Action::Requeue])),
+        TaskEvent::ServerRestarted { waiting_goes_on: false } => {
             close(Ending::Failed { failure: last_failure.clone().unwrap_or_else(stopped_before_it_began) })
         }
         // Of the epoch whose debts were paid before it came to wait.
@@ -108,7 +111,7 @@ fn while_waiting(state: &TaskState, event: &TaskEvent, now: Timestamp) -> Result
     }
 }
 
-fn stopped_before_it_began() -> TaskFailure {
+pub(super) fn stopped_before_it_began() -> TaskFailure {
     TaskFailure {
         step: None,
         hop: Hop::BackupServer,
@@ -158,11 +161,23 @@ fn while_held(
                 remedy: "see to it that the proxy runs and reaches the backup server".into(),
                 class: FailureClass::ProxyLost,
             };
+            if never_began(&hold, at) {
+                hold.owed = Owed::default();
+            }
             remember(&hold, &failure, &mut actions);
             let then = after_interruption(&hold, failure, true);
             leave(hold, then, now, &mut actions)
         }
-        TaskEvent::NotDelivered { .. } if at.is_some() => return Err("the proxy reported on it already".into()),
+        TaskEvent::LeaseGranted { until, .. } => {
+            hold.lease_until = hold.lease_until.max(Some(*until));
+            held(hold, at)
+        }
+        TaskEvent::NotDelivered { .. } if hold.lease_until.is_some() => {
+            return Err("it was granted to the proxy".into());
+        }
+        TaskEvent::NotDelivered { .. } if at.is_some() && !never_began(&hold, at) => {
+            return Err("the proxy reported on it already".into());
+        }
         TaskEvent::NotDelivered { cause, .. } => {
             let failure = TaskFailure {
                 step: None,
@@ -176,7 +191,24 @@ fn while_held(
             let then = after_interruption(&hold, failure, true);
             leave(hold, then, now, &mut actions)
         }
-        TaskEvent::ServerRestarted => {
+        // The proxy lives and has the task. A caller that is gone does not renew, and the proxy ends the task by itself.
+        TaskEvent::ServerRestarted { .. } if hold.outlives_server && hold.lease_until.is_some() => {
+            actions.push(Action::AttachTask { proxy: hold.proxy, epoch: hold.epoch });
+            held(hold, at)
+        }
+        // Nobody grants it any more under this number: the proxy will not begin, and is not to blame.
+        TaskEvent::ServerRestarted { waiting_goes_on } if never_began(&hold, at) => {
+            hold.owed = Owed::default();
+            let then = if hold.cancel_requested {
+                AfterRecovery::Close { ending: Ending::Cancelled }
+            } else if *waiting_goes_on {
+                AfterRecovery::Begin { since: now, last_failure: None }
+            } else {
+                AfterRecovery::Close { ending: Ending::Failed { failure: stopped_before_it_began() } }
+            };
+            settle(hold, then, now, &mut actions)
+        }
+        TaskEvent::ServerRestarted { .. } => {
             let failure = TaskFailure {
                 step: at.map(|(step, _)| step),
                 hop: Hop::BackupServer,
@@ -185,6 +217,8 @@ fn while_held(
                 class: FailureClass::ServerRestarted,
             };
             hold.cut_at = Some(at.map_or(Step::Connect, |(step, _)| step));
+            // The proxy died with the server.
+            hold.lease_until = None;
             let then = after_interruption(&hold, failure, false);
             leave(hold, then, now, &mut actions)
         }
@@ -201,6 +235,11 @@ fn while_held(
         return Ok(ignored(state, Ignored::Duplicate));
     }
     Ok(to(next, actions))
+}
+
+/// Whether a proxy that does nothing without a lease never had one. A report that it has the order says no more than that.
+fn never_began(hold: &Hold, at: Option<(Step, Timestamp)>) -> bool {
+    hold.outlives_server && hold.lease_until.is_none() && at.is_none_or(|(step, _)| step == Step::Connect)
 }
 
 fn held(hold: Hold, at: Option<(Step, Timestamp)>) -> TaskState {
@@ -290,89 +329,6 @@ fn after_interruption(hold: &Hold, failure: TaskFailure, may_fail_over: bool) ->
     AfterRecovery::Close { ending }
 }
 
-fn while_recovering(state: &TaskState, event: &TaskEvent, now: Timestamp) -> Result<Transition, String> {
-    let TaskState::Recovering { hold, since, guest_attempts, hypervisor_attempts, then } = state else {
-        return Err("it is not recovering".into());
-    };
-    let (mut hold, mut then) = (hold.clone(), then.clone());
-    let (mut guest_attempts, mut hypervisor_attempts) = (*guest_attempts, *hypervisor_attempts);
-    let mut actions = Vec::new();
-    match event {
-        TaskEvent::Dispatch { .. } | TaskEvent::NoProxy { .. } => {
-            return Err("its debts are not paid yet".into());
-        }
-        TaskEvent::Report { .. }
-        | TaskEvent::RestorePointRecorded { .. }
-        | TaskEvent::NotDelivered { .. }
-        | TaskEvent::ProxyLost { .. } => {
-            return Err("no proxy was given the task under this number".into());
-        }
-        TaskEvent::CancelRequested => {
-            if matches!(then, AfterRecovery::Failover { .. } | AfterRecovery::Begin { .. }) {
-                then = AfterRecovery::Close { ending: Ending::Cancelled };
-            }
-            hold.cancel_requested = true;
-        }
-        TaskEvent::ServerRestarted => {
-            // Nobody carries this recovery any more: it begins anew under a number of its own, and the session does
-            // not dispatch again.
-            then = match then {
-                AfterRecovery::Failover { failure } => AfterRecovery::Close { ending: Ending::Failed { failure } },
-                AfterRecovery::Begin { last_failure, .. } => {
-                    // Of this task, that recovery was the first to log in.
-                    hold.cut_at = Some(Step::Connect);
-                    let failure = last_failure.unwrap_or_else(stopped_before_it_began);
-                    AfterRecovery::Close { ending: Ending::Failed { failure } }
-                }
-                close @ AfterRecovery::Close { .. } => close,
-            };
-            let next = leave(hold, then, now, &mut actions);
-            return Ok(to(next, actions));
-        }
-        TaskEvent::PostScriptRan { .. } => {
-            // The component that ran it is in the guest until a look says otherwise.
-            hold.owed.guest |= hold.owed.post_script.is_some();
-            hold.owed.post_script = None;
-        }
-        TaskEvent::GuestRecovered { .. } => {
-            hold.owed.guest = false;
-            hold.owed.frozen = false;
-            hold.owed.post_script = None;
-        }
-        TaskEvent::HypervisorSwept { .. } => {
-            hold.owed.hypervisor = false;
-            hold.owed.partial_file = None;
-        }
-        TaskEvent::RecoveryFailed { part, class, cause, .. } => {
-            let attempts = match part {
-                RecoveryPart::Guest => &mut guest_attempts,
-                RecoveryPart::Hypervisor => &mut hypervisor_attempts,
-            };
-            if !is_owed(&hold.owed, *part) || *attempts >= RECOVERY_ATTEMPTS_MAX {
-                return Ok(ignored(state, Ignored::Duplicate));
-            }
-            *attempts += 1;
-            if *class == FailureClass::RefusedCredential {
-                // Another attempt could lock the account: what is owed stays so, until a task with a better one sweeps it.
-                *attempts = RECOVERY_ATTEMPTS_MAX;
-                actions.push(Action::RestCredential { cause: cause.clone() });
-            }
-            if *attempts < RECOVERY_ATTEMPTS_MAX {
-                actions.push(pay(&hold, *part, *attempts));
-            }
-        }
-    }
-    let next = if is_over(&hold.owed, guest_attempts, hypervisor_attempts) {
-        settle(hold, then, now, &mut actions)
-    } else {
-        TaskState::Recovering { hold, since: *since, guest_attempts, hypervisor_attempts, then }
-    };
-    if next == *state {
-        return Ok(ignored(state, Ignored::Duplicate));
-    }
-    Ok(to(next, actions))
-}
-
 fn epoch_of(state: &TaskState) -> Option<u64> {
     match state {
         TaskState::Waiting { epoch, .. } => Some(*epoch),
@@ -389,6 +345,7 @@ fn epoch_in(event: &TaskEvent) -> Option<u64> {
         | TaskEvent::Report { epoch, .. }
         | TaskEvent::RestorePointRecorded { epoch, .. }
         | TaskEvent::ProxyLost { epoch, .. }
+        | TaskEvent::LeaseGranted { epoch, .. }
         | TaskEvent::PostScriptRan { epoch }
         | TaskEvent::GuestRecovered { epoch }
         | TaskEvent::HypervisorSwept { epoch }
@@ -396,14 +353,14 @@ fn epoch_in(event: &TaskEvent) -> Option<u64> {
         TaskEvent::Dispatch { .. }
         | TaskEvent::NoProxy { .. }
         | TaskEvent::CancelRequested
-        | TaskEvent::ServerRestarted => None,
+        | TaskEvent::ServerRestarted { .. } => None,
     }
 }
 
-fn to(state: TaskState, actions: Vec<Action>) -> Transition {
+pub(super) fn to(state: TaskState, actions: Vec<Action>) -> Transition {
     Transition { state, actions, ignored: None }
 }
 
-fn ignored(state: &TaskState, why: Ignored) -> Transition {
+pub(super) fn ignored(state: &TaskState, why: Ignored) -> Transition {
     Transition { state: state.clone(), actions: Vec::new(), ignored: Some(why) }
 }

@@ -4,6 +4,7 @@ use super::{Ending, Left, Owed, TaskState};
 use crate::failover::FailureClass;
 use crate::ids::{RestorePointId, ServerId, TaskId};
 use crate::timeline::Step;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// What a proxy reports about a task.
@@ -77,13 +78,24 @@ pub enum TaskEvent {
         post_script: Option<TaskId>,
         /// What the last task that worked in this guest left there.
         left: Option<Left>,
+        /// The proxy is a process of its own: it goes on with the task when the backup server stops.
+        #[serde(default)]
+        outlives_server: bool,
+    },
+    /// The backup server lets the proxy have the task until then; written down before the proxy hears of it.
+    LeaseGranted {
+        /// The dispatch it belongs to.
+        epoch: u64,
+        /// The end of the lease by the backup server's clock; the proxy's own lies before it.
+        until: Timestamp,
     },
     /// No server can serve it.
     NoProxy {
         /// Why, in words; for example the rendered decision.
         cause: String,
     },
-    /// The task never reached the proxy, for sure: no connection in all attempts, or the proxy declined it.
+    /// The task never was the proxy's, for sure: no connection in all attempts, the proxy declined it, or no lease was
+    /// granted before it was gone.
     NotDelivered {
         /// The dispatch it belongs to.
         epoch: u64,
@@ -114,7 +126,12 @@ pub enum TaskEvent {
     /// A person cancels the task.
     CancelRequested,
     /// The backup server starts again and finds the task open.
-    ServerRestarted,
+    ServerRestarted {
+        /// Somebody still wants the task where it waits for a proxy. Not so where its caller went with the server: a hold,
+        /// a test.
+        #[serde(default)]
+        waiting_goes_on: bool,
+    },
     /// The post-thaw script that was owed ran to its end, well or not.
     PostScriptRan {
         /// The recovery it belongs to.
@@ -152,6 +169,15 @@ pub enum Action {
         /// To whom.
         proxy: ServerId,
         /// The number of this dispatch.
+        epoch: u64,
+    },
+    /// Take the task up again with the proxy that has it, once that is heard of, and tell it of a cancellation that was
+    /// asked for. Where the proxy never had the task, answer with [`TaskEvent::NotDelivered`]; where it has lost it or stays away, with
+    /// [`TaskEvent::ProxyLost`].
+    AttachTask {
+        /// Which proxy.
+        proxy: ServerId,
+        /// The number of its dispatch.
         epoch: u64,
     },
     /// Tell the proxy to cancel it.

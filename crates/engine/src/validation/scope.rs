@@ -171,6 +171,8 @@ fn request<'r>(
         vm: entry.vm,
         credential: entry.credential,
         policy: &entry.policy,
+        // Which hosts a server reaches is known only while it is connected.
+        at_hypervisor: false,
         licence: infrastructure.licence,
         rules: infrastructure.rules,
         servers,

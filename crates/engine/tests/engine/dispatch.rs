@@ -2,12 +2,12 @@
 
 use crate::world::{
     any_credential, any_failures, any_licence, any_policy, any_rules, any_servers, any_vm, at_ms, backup_server,
-    failure, job_id, now, proxy, server_id, task_id, vm,
+    failure, host_id, job_id, now, proxy, repository_id, server_id, task_id, vm,
 };
 use jiff::Timestamp;
-use lull_engine::dispatch::{Plan, SPILL_AFTER_MS, Situation, WaitingTask, dispatch};
+use lull_engine::dispatch::{Because, Limits, Plan, SPILL_AFTER_MS, Situation, WaitingTask, dispatch};
 use lull_engine::failover::FailureMemory;
-use lull_engine::ids::{JobId, ServerId, TaskId};
+use lull_engine::ids::{HostId, JobId, RepositoryId, ServerId, TaskId};
 use lull_engine::infrastructure::{CredentialKind, ManagedServer, Platform, Vm};
 use lull_engine::licence::Licence;
 use lull_engine::selection::{Request, SelectionRules, Tier, select};
@@ -24,6 +24,9 @@ struct Entry {
     vm: Vm,
     credential: Option<CredentialKind>,
     policy: ProxyPolicy,
+    at_hypervisor: bool,
+    repository: Option<RepositoryId>,
+    held_up_at: Option<Timestamp>,
     tried: Vec<ServerId>,
     waiting_since: Timestamp,
 }
@@ -35,6 +38,9 @@ struct Queue {
     rules: SelectionRules,
     failures: FailureMemory,
     running_per_job: BTreeMap<JobId, u32>,
+    limits: Limits,
+    running_per_host: BTreeMap<HostId, u32>,
+    running_per_repository: BTreeMap<RepositoryId, u32>,
     entries: Vec<Entry>,
 }
 
@@ -46,6 +52,9 @@ impl Queue {
             rules: SelectionRules::default(),
             failures: FailureMemory::default(),
             running_per_job: BTreeMap::new(),
+            limits: Limits::default(),
+            running_per_host: BTreeMap::new(),
+            running_per_repository: BTreeMap::new(),
             entries: Vec::new(),
         }
     }
@@ -58,6 +67,9 @@ impl Queue {
             vm: vm(task, net),
             credential: Some(CredentialKind::SshKey),
             policy: ProxyPolicy::Automatic,
+            at_hypervisor: true,
+            repository: Some(repository_id(0)),
+            held_up_at: None,
             tried: Vec::new(),
             waiting_since: at_ms(-waited_ms),
         });
@@ -71,6 +83,9 @@ impl Queue {
             rules: self.rules,
             failures: &self.failures,
             running_per_job: &self.running_per_job,
+            limits: &self.limits,
+            running_per_host: &self.running_per_host,
+            running_per_repository: &self.running_per_repository,
             spill_after_ms: SPILL_AFTER_MS,
         };
         let waiting: Vec<WaitingTask> = self
@@ -82,6 +97,9 @@ impl Queue {
                 vm: &entry.vm,
                 credential: entry.credential,
                 policy: &entry.policy,
+                at_hypervisor: entry.at_hypervisor,
+                repository: entry.repository,
+                held_up_at: entry.held_up_at,
                 tried: &entry.tried,
                 waiting_since: entry.waiting_since,
             })
@@ -94,6 +112,7 @@ impl Queue {
             vm: &entry.vm,
             credential: entry.credential,
             policy: &entry.policy,
+            at_hypervisor: entry.at_hypervisor,
             licence: self.licence,
             rules: self.rules,
             servers,
@@ -191,6 +210,59 @@ fn a_task_whose_proxies_are_full_does_not_block_the_rest_of_its_job() {
 }
 
 #[test]
+fn a_full_host_holds_up_its_own_tasks_alone_and_they_do_not_spill() {
+    let mut queue = Queue::new(vec![with_slots(1, 9), with_slots(2, 9)])
+        .waits(1, 1, 1, 500_000)
+        .waits(2, 1, 1, 400_000)
+        .waits(3, 1, 1, 300_000)
+        .waits(4, 2, 1, 0);
+    queue.limits.of_host.insert(host_id(0), 2);
+    queue.running_per_host.insert(host_id(0), 1);
+    queue.entries[2].vm.host = host_id(1);
+    queue.servers[0].hosts_reached.push(host_id(1));
+    // Job 2 has its turn at the host before job 1 has a second one; the other host's task passes by.
+    check(&queue, &[(1, 1), (3, 1)], &[4, 2]);
+    let because = Because::HostLimit { host: host_id(0), tasks_max: 2 };
+    for waiting in queue.plan().waiting {
+        assert_eq!((waiting.because, waiting.spilled, waiting.next_tier_at), (because, 0, at_ms(60_000)));
+    }
+    // A task that stays in the guest does not pile up snapshots.
+    queue.entries[3].at_hypervisor = false;
+    check(&queue, &[(1, 1), (4, 1), (3, 1)], &[2]);
+}
+
+#[test]
+fn a_full_repository_holds_up_who_writes_there() {
+    let mut queue = Queue::new(vec![with_slots(1, 9)]).waits(1, 1, 1, 3).waits(2, 1, 1, 2).waits(3, 1, 1, 1);
+    queue.limits.per_repository = Some(1);
+    queue.entries[2].repository = Some(repository_id(1));
+    check(&queue, &[(1, 1), (3, 1)], &[2]);
+    let because = Because::RepositoryLimit { repository: repository_id(0), tasks_max: 1 };
+    assert_eq!(queue.plan().waiting[0].because, because);
+    queue.limits.of_repository.insert(repository_id(0), 2);
+    check(&queue, &[(1, 1), (2, 1), (3, 1)], &[]);
+}
+
+#[test]
+fn who_was_held_up_by_a_limit_waits_for_its_local_proxy_like_everybody_else() {
+    let full = ManagedServer { running_tasks: 1, ..with_slots(1, 1) };
+    let mut queue = Queue::new(vec![full, with_slots(2, 1)]).waits(1, 1, 1, 600_000);
+    queue.entries[0].held_up_at = Some(at_ms(-59_999));
+    check(&queue, &[], &[1]);
+    assert_eq!((queue.plan().waiting[0].because, queue.plan().waiting[0].next_tier_at), (Because::Slots, at_ms(1)));
+    queue.entries[0].held_up_at = Some(at_ms(-60_000));
+    check(&queue, &[(1, 2)], &[]);
+}
+
+#[test]
+fn a_task_that_nobody_can_serve_is_told_so_even_where_a_limit_is_full() {
+    let mut queue = Queue::new(vec![with_slots(1, 1)]).waits(1, 1, 1, 0);
+    queue.limits.per_host = Some(0);
+    queue.entries[0].tried = vec![server_id(1)];
+    assert_eq!(queue.plan().unservable, [task_id(1)]);
+}
+
+#[test]
 fn a_task_that_nobody_can_serve_is_told_apart_from_one_that_waits() {
     let mut queue = Queue::new(vec![with_slots(1, 1)]).waits(1, 1, 1, 0);
     queue.entries[0].tried = vec![server_id(1)];
@@ -199,15 +271,40 @@ fn a_task_that_nobody_can_serve_is_told_apart_from_one_that_waits() {
 }
 
 prop_compose! {
+    fn any_limits()(
+        per_host in prop::option::weighted(0.3, 1u32..5),
+        of_host in prop::collection::btree_map((0u128..2).prop_map(host_id), 0u32..5, 0..2),
+        per_repository in prop::option::weighted(0.3, 1u32..5),
+        of_repository in prop::collection::btree_map((0u128..2).prop_map(repository_id), 0u32..5, 0..2),
+    ) -> Limits {
+        Limits { per_host, of_host, per_repository, of_repository }
+    }
+}
+
+prop_compose! {
     fn any_entry(n: u128)(
         vm in any_vm(n % 4),
         job in 0u128..3,
         credential in any_credential(),
         policy in any_policy(),
+        at_hypervisor in any::<bool>(),
+        repository in prop::option::of((0u128..2).prop_map(repository_id)),
+        held_up_ms in prop::option::of(0i64..400_000),
         tried in prop_oneof![3 => Just(Vec::new()), 1 => subsequence((0..7).map(server_id).collect::<Vec<_>>(), 0..3)],
         waited_ms in 0i64..400_000,
     ) -> Entry {
-        Entry { task: task_id(n), job: job_id(job), vm, credential, policy, tried, waiting_since: at_ms(-waited_ms) }
+        Entry {
+            task: task_id(n),
+            job: job_id(job),
+            vm,
+            credential,
+            policy,
+            at_hypervisor,
+            repository,
+            held_up_at: held_up_ms.map(|ms| at_ms(-ms)),
+            tried,
+            waiting_since: at_ms(-waited_ms),
+        }
     }
 }
 
@@ -218,9 +315,22 @@ prop_compose! {
         rules in any_rules(),
         failures in any_failures(),
         running in prop::collection::btree_map((0u128..3).prop_map(job_id), 0u32..3, 0..3),
+        limits in any_limits(),
+        at_hosts in prop::collection::btree_map((0u128..2).prop_map(host_id), 0u32..3, 0..2),
+        into in prop::collection::btree_map((0u128..2).prop_map(repository_id), 0u32..3, 0..2),
         entries in (0..tasks as u128).map(any_entry).collect::<Vec<_>>(),
     ) -> Queue {
-        Queue { servers, licence, rules, failures, running_per_job: running, entries }
+        Queue {
+            servers,
+            licence,
+            rules,
+            failures,
+            running_per_job: running,
+            limits,
+            running_per_host: at_hosts,
+            running_per_repository: into,
+            entries,
+        }
     }
 }
 
@@ -275,6 +385,7 @@ proptest! {
         for server in &mut queue.servers {
             server.slots = server.slots.min(1) * (server.running_tasks + 1);
         }
+        queue.limits = Limits::default();
         let plan = queue.plan();
         let chosen = select(&queue.request(&queue.entries[0], &queue.servers)).chosen;
         prop_assert_eq!(plan.assignments.first().map(|a| (a.server, a.tier)), chosen.map(|c| (c.server, c.tier)));
@@ -303,7 +414,8 @@ proptest! {
         for (index, assignment) in plan.assignments.iter().enumerate() {
             let servers = loaded(&queue, &plan, index);
             let entry = queue.entries.iter().find(|e| e.task == assignment.task).expect("its entry");
-            let open = 1 + now().duration_since(entry.waiting_since).as_millis() as usize / SPILL_AFTER_MS as usize;
+            let since = entry.waiting_since.max(entry.held_up_at.unwrap_or(entry.waiting_since));
+            let open = 1 + now().duration_since(since).as_millis() as usize / SPILL_AFTER_MS as usize;
             // Within a group `select` orders by load and id, so the first free one is the right one.
             let free = |id: &ServerId| servers.iter().any(|s| s.id == *id && s.running_tasks < s.slots);
             let expected = groups(&queue, entry, &servers).into_iter().take(open)
@@ -322,17 +434,57 @@ proptest! {
             let entry = queue.entries.iter().find(|e| e.task == waiting.task).expect("its entry");
             let groups = groups(&queue, entry, &servers);
             prop_assert!(!groups.is_empty(), "nobody can serve it: it does not wait");
+            prop_assert!(waiting.next_tier_at > now());
+            if waiting.because != Because::Slots {
+                prop_assert_eq!(waiting.spilled, 0);
+                continue;
+            }
             for (_, members) in groups.into_iter().take(1 + waiting.spilled as usize) {
                 for id in members {
                     let server = servers.iter().find(|s| s.id == id).expect("a server");
                     prop_assert!(server.running_tasks >= server.slots, "{} has a free slot", server.name);
                 }
             }
-            prop_assert!(waiting.next_tier_at > now());
         }
         for task in &plan.unservable {
             let entry = queue.entries.iter().find(|e| e.task == *task).expect("its entry");
             prop_assert_eq!(select(&queue.request(entry, &servers)).chosen, None);
+        }
+    }
+
+    #[test]
+    fn limits_are_never_exceeded_and_hold_nobody_up_who_has_room(queue in any_queue(14)) {
+        let plan = queue.plan();
+        let entry_of = |task| queue.entries.iter().find(|e| e.task == task).expect("its entry");
+        let (mut hosts, mut repositories) = (queue.running_per_host.clone(), queue.running_per_repository.clone());
+        for assignment in &plan.assignments {
+            let entry = entry_of(assignment.task);
+            if entry.at_hypervisor {
+                *hosts.entry(entry.vm.host).or_default() += 1;
+                let tasks_max = queue.limits.at_host(entry.vm.host).unwrap_or(u32::MAX);
+                prop_assert!(hosts[&entry.vm.host] <= tasks_max);
+            }
+            if let Some(repository) = entry.repository {
+                *repositories.entry(repository).or_default() += 1;
+                prop_assert!(repositories[&repository] <= queue.limits.into_repository(repository).unwrap_or(u32::MAX));
+            }
+        }
+        for waiting in &plan.waiting {
+            let entry = entry_of(waiting.task);
+            let full = match waiting.because {
+                Because::Slots => continue,
+                Because::HostLimit { host, tasks_max } => {
+                    prop_assert!(entry.at_hypervisor && entry.vm.host == host);
+                    prop_assert_eq!(queue.limits.at_host(host), Some(tasks_max));
+                    hosts.get(&host).copied().unwrap_or(0) >= tasks_max
+                }
+                Because::RepositoryLimit { repository, tasks_max } => {
+                    prop_assert_eq!(entry.repository, Some(repository));
+                    prop_assert_eq!(queue.limits.into_repository(repository), Some(tasks_max));
+                    repositories.get(&repository).copied().unwrap_or(0) >= tasks_max
+                }
+            };
+            prop_assert!(full, "{:?} has room", waiting.because);
         }
     }
 

@@ -19,7 +19,7 @@ fn rejection(world: &World, name: &str) -> Rejection {
     let decision = select(&world.request());
     let verdict = decision.others.iter().find(|other| other.name == name).expect("a verdict on it");
     match &verdict.judgement {
-        Judgement::Rejected { reason } => *reason,
+        Judgement::Rejected { reason } => reason.clone(),
         other => panic!("{name} was not rejected: {other}"),
     }
 }
@@ -118,6 +118,11 @@ fn every_server_that_cannot_says_why() {
         change(&mut server);
         server
     };
+    fn apart(newer: bool) -> ServerState {
+        let (old, new) = ("0.1.0".to_owned(), "0.4.0".to_owned());
+        let (version, server_version) = if newer { (new, old) } else { (old, new) };
+        ServerState::Incompatible { version, server_version, newer }
+    }
     let servers = vec![
         local(1, |s| s.role_enabled = false),
         local(2, |s| s.state = ServerState::Offline { since: at_ms(-30_000) }),
@@ -126,17 +131,25 @@ fn every_server_that_cannot_says_why() {
         local(5, |s| s.slots = 0),
         local(6, |s| s.channels.clear()),
         local(7, |s| s.channels = vec![ChannelKind::GuestAgent]),
+        local(8, |s| s.hosts_reached = vec![host_id(1)]),
+        local(9, |s| s.state = apart(false)),
+        local(10, |s| s.state = apart(true)),
+        local(11, |s| s.state = ServerState::Revoked),
     ];
     check(
         &World::new(vm(1, 1), servers),
         "vm-1: no server can serve it
   lin-1: cannot: it does not have the role guest interaction proxy
+  lin-10: cannot: it runs release 0.4.0, the backup server 0.1.0, which is too far apart: upgrade the backup server
+  lin-11: cannot: it was revoked: to be used again it has to join anew, with a new token
   lin-2: cannot: it is offline since 2030-01-01T11:59:30Z
   lin-3: cannot: it is draining: it finishes its tasks and takes no new ones
   lin-4: cannot: an administrator disabled it
   lin-5: cannot: it has no task slots
   lin-6: cannot: it has no channel to Linux guests
-  lin-7: cannot: it does not reach the VM's hypervisor host, which QEMU guest agent needs",
+  lin-7: cannot: it does not reach the VM's hypervisor host, which QEMU guest agent needs
+  lin-8: cannot: it does not reach the VM's hypervisor host, where the snapshot is taken
+  lin-9: cannot: it runs release 0.1.0, the backup server 0.4.0, which is too far apart: upgrade it",
     );
 }
 
@@ -149,7 +162,42 @@ fn a_network_less_channel_needs_neither_credential_nor_address_but_the_host() {
     world.credential = None;
     assert_eq!(select(&world.request()).chosen.expect("one").channel, ChannelKind::GuestAgent);
     world.vm.host = host_id(1);
+    world.servers[0].hosts_reached = vec![host_id(1)];
     assert_eq!(rejection(&world, "lin-1"), Rejection::HostNotReached { channel: ChannelKind::GuestAgent });
+}
+
+#[test]
+fn a_task_in_the_guest_alone_needs_no_way_to_the_hypervisor() {
+    let far = ManagedServer { hosts_reached: Vec::new(), ..proxy(1, Linux) };
+    let mut world = World::new(vm(1, 1), vec![far, backup_server()]);
+    assert_eq!(rejection(&world, "lin-1"), Rejection::HypervisorNotReached { host: host_id(0) });
+    assert_eq!(select(&world.request()).chosen.expect("one").name, "backup");
+    world.at_hypervisor = false;
+    assert_eq!(select(&world.request()).chosen.expect("one").name, "lin-1");
+}
+
+#[test]
+fn the_same_network_is_any_address_in_any_interfaces_subnet_of_either_family() {
+    let with = |n, networks: &[&str]| {
+        let networks = networks.iter().map(|net| net.parse().expect("a network")).collect();
+        ManagedServer { networks, ..proxy(n, Linux) }
+    };
+    let nearest = |addresses: &[&str], servers: &[ManagedServer]| {
+        let addresses = addresses.iter().map(|address| address.parse().expect("an address")).collect();
+        let world = World::new(Vm { addresses, ..vm(1, 1) }, servers.to_vec());
+        let chosen = select(&world.request()).chosen.expect("one");
+        (chosen.name, chosen.tier.number())
+    };
+    let elsewhere = with(1, &["192.0.2.0/24", "2001:db8:9::/64"]);
+    let second_nic = with(2, &["198.51.100.0/24", "10.7.0.0/16"]);
+    let v6 = with(3, &["198.51.100.0/24", "2001:db8:1::/64"]);
+    let servers = [elsewhere, second_nic, v6];
+    assert_eq!(nearest(&["10.7.1.1"], &servers), ("lin-2".into(), 1));
+    assert_eq!(nearest(&["2001:db8:1::7"], &servers), ("lin-3".into(), 1));
+    assert_eq!(nearest(&["203.0.113.1", "2001:db8:1::7"], &servers), ("lin-3".into(), 1), "its second address");
+    // Overlapping ranges: both hold the address; how narrow they are says nothing about who is nearer.
+    assert_eq!(nearest(&["10.7.1.1"], &[with(5, &["10.7.1.0/24"]), with(4, &["10.0.0.0/8"])]), ("lin-4".into(), 1));
+    assert_eq!(nearest(&["203.0.113.1"], &servers), ("lin-1".into(), 3));
 }
 
 #[test]

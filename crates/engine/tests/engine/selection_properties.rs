@@ -43,6 +43,7 @@ fn is_ready(world: &World, server: &ManagedServer) -> bool {
         && !world.tried.contains(&server.id)
         && (server.is_backup_server || !standard)
         && can_reach(world, server)
+        && (!world.at_hypervisor || server.hosts_reached.contains(&world.vm.host))
 }
 
 fn candidates(world: &World) -> Vec<&ManagedServer> {

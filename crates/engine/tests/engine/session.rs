@@ -1,109 +1,15 @@
 //! A task from dispatch to its end: the good way, and every kind of interruption.
 
-use crate::world::{at_ms, now, server_id};
+use crate::task::{CLEAN, Task, dispatch, dispatch_with, restarted};
+use crate::world::{at_ms, server_id};
 use lull_engine::failover::FailureClass;
 use lull_engine::ids::{RestorePointId, TaskId};
 use lull_engine::session::{
     Action, Ending, FinalAccount, Hop, Ignored, Left, Outcome, Owed, ProxyReport, RECOVERY_ATTEMPTS_MAX, RecoveryPart,
-    TaskEvent, TaskFailure, TaskState, Transition, advance, owed_after_finish,
+    TaskEvent, TaskFailure, TaskState,
 };
 use lull_engine::timeline::Step;
 use uuid::Uuid;
-
-/// Sends events to a task and keeps what came of them.
-struct Task {
-    state: TaskState,
-    last: Vec<Action>,
-    clock_ms: i64,
-}
-
-impl Task {
-    fn new() -> Self {
-        Self { state: TaskState::new(now()), last: Vec::new(), clock_ms: 0 }
-    }
-
-    fn dispatched() -> Self {
-        let mut task = Self::new();
-        task.send(dispatch(1));
-        task
-    }
-
-    /// Dispatched, and the proxy reported everything up to this step's beginning.
-    fn running(step: Step) -> Self {
-        let mut task = Self::dispatched();
-        for begun in Step::ALL.into_iter().filter(|begun| *begun <= step) {
-            task.report(ProxyReport::StepStarted { step: begun });
-            match begun {
-                Step::Snapshot => task.report(ProxyReport::Frozen { freeze_id: 7 }),
-                Step::Release => task.report(ProxyReport::Thawed { freeze_id: 7 }),
-                _ => {}
-            }
-        }
-        task
-    }
-
-    fn try_send(&mut self, event: &TaskEvent) -> Result<Transition, String> {
-        self.clock_ms += 1_000;
-        advance(&self.state, event, at_ms(self.clock_ms)).map_err(|error| error.to_string())
-    }
-
-    fn send(&mut self, event: TaskEvent) {
-        let transition = self.try_send(&event).expect("a legal event");
-        self.state = transition.state;
-        self.last = transition.actions;
-    }
-
-    fn epoch(&self) -> u64 {
-        match &self.state {
-            TaskState::Waiting { epoch, .. } => *epoch,
-            TaskState::Dispatched { hold } | TaskState::Running { hold, .. } | TaskState::Recovering { hold, .. } => {
-                hold.epoch
-            }
-            TaskState::Finished { .. } => 0,
-        }
-    }
-
-    fn cut_at(&self) -> Option<Step> {
-        match &self.state {
-            TaskState::Recovering { hold, .. } => hold.cut_at,
-            other => panic!("{} is not recovering", other.name()),
-        }
-    }
-
-    fn report(&mut self, report: ProxyReport) {
-        let epoch = self.epoch();
-        self.send(TaskEvent::Report { epoch, report });
-    }
-
-    fn finish(&mut self, ending: Ending, account: FinalAccount) {
-        let owed = owed_after_finish(&self.state, &account);
-        self.report(ProxyReport::Finished { ending, owed });
-    }
-
-    fn recovered(&mut self) {
-        for event in
-            [TaskEvent::GuestRecovered { epoch: self.epoch() }, TaskEvent::HypervisorSwept { epoch: self.epoch() }]
-        {
-            self.send(event);
-        }
-    }
-
-    fn ending(&self) -> &Ending {
-        match &self.state {
-            TaskState::Finished { ending, .. } => ending,
-            other => panic!("the task is {}", other.name()),
-        }
-    }
-}
-
-fn dispatch(server: u128) -> TaskEvent {
-    dispatch_with(server, None, None)
-}
-
-fn dispatch_with(server: u128, post_script: Option<TaskId>, left: Option<Left>) -> TaskEvent {
-    let partial_file = Some("/repo/vm-1.qcow2".into());
-    TaskEvent::Dispatch { proxy: server_id(server), partial_file, post_script, left }
-}
 
 fn failed(class: FailureClass) -> Ending {
     Ending::Failed {
@@ -116,8 +22,6 @@ fn failed(class: FailureClass) -> Ending {
         },
     }
 }
-
-const CLEAN: FinalAccount = FinalAccount { guest_clean: true, hypervisor_clean: true, thaw_confirmed: true };
 
 #[test]
 fn a_task_that_goes_well_ends_with_nothing_owed() {
@@ -294,7 +198,7 @@ fn an_index_beside_the_copy_moves_nothing_back() {
 fn a_restarted_server_thaws_and_sweeps_before_it_closes_the_task_with_the_truth() {
     for step in Step::ALL {
         let mut task = Task::running(step);
-        task.send(TaskEvent::ServerRestarted);
+        task.send(restarted());
         let frozen = step < Step::Release;
         assert_eq!(task.state.owed().frozen, frozen, "at {step}");
         assert_eq!(
@@ -321,10 +225,10 @@ fn a_restarted_server_thaws_and_sweeps_before_it_closes_the_task_with_the_truth(
 fn a_restart_remembers_at_which_step_a_password_may_have_been_tried() {
     for step in Step::ALL {
         let mut task = Task::running(step);
-        task.send(TaskEvent::ServerRestarted);
+        task.send(restarted());
         assert_eq!(task.cut_at(), Some(step));
         // The recovery that is cut says nothing new: it logged in with what this task knew of.
-        task.send(TaskEvent::ServerRestarted);
+        task.send(restarted());
         assert_eq!(task.cut_at(), Some(step));
     }
     let mut lost = Task::running(Step::Copy);
@@ -337,7 +241,7 @@ fn a_restart_after_the_restore_point_was_recorded_does_not_lose_it() {
     let mut task = Task::running(Step::Remove);
     let restore_point = RestorePointId(Uuid::nil());
     task.send(TaskEvent::RestorePointRecorded { epoch: 1, restore_point });
-    task.send(TaskEvent::ServerRestarted);
+    task.send(restarted());
     assert!(matches!(&task.last[1], Action::SweepHypervisor { partial_file: None, .. }), "the file stays");
     task.recovered();
     assert_eq!(task.ending().outcome(), Outcome::Warning);
@@ -360,7 +264,7 @@ fn a_recorded_restore_point_stays_whatever_its_task_comes_to() {
 fn a_restart_in_the_middle_of_a_recovery_begins_it_anew_under_its_own_number() {
     let mut task = Task::running(Step::Freeze);
     task.send(TaskEvent::ProxyLost { epoch: 1, cause: "silent".into() });
-    task.send(TaskEvent::ServerRestarted);
+    task.send(restarted());
     assert_eq!(task.epoch(), 3);
     assert_eq!(task.last.len(), 2);
     let late = task.try_send(&TaskEvent::GuestRecovered { epoch: 2 }).expect("harmless");
@@ -494,7 +398,7 @@ fn a_success_that_left_something_is_a_warning_once_sweeping_was_given_up() {
 #[test]
 fn a_recovery_whose_credential_is_refused_is_not_tried_again() {
     let mut task = Task::running(Step::Freeze);
-    task.send(TaskEvent::ServerRestarted);
+    task.send(restarted());
     let (class, cause) = (FailureClass::RefusedCredential, "db1 refuses the login of backup".to_owned());
     let refused =
         TaskEvent::RecoveryFailed { epoch: task.epoch(), part: RecoveryPart::Guest, class, cause: cause.clone() };

@@ -1,6 +1,7 @@
 //! Properties of the task state machine under any sequence of events: lost, late, doubled, out of order.
 
 use crate::world::{at_ms, now, server_id};
+use jiff::Timestamp;
 use lull_engine::failover::FailureClass;
 use lull_engine::ids::{RestorePointId, TaskId};
 use lull_engine::session::{
@@ -51,11 +52,8 @@ fn any_task() -> impl Strategy<Value = TaskId> {
 
 fn any_dispatch() -> impl Strategy<Value = TaskEvent> {
     let left = (any_task(), any_owed()).prop_map(|(by, owed)| Left::of(by, &owed));
-    (0u128..4, prop::option::of(any_task()), left).prop_map(|(n, post_script, left)| TaskEvent::Dispatch {
-        proxy: server_id(n),
-        partial_file: Some("f".into()),
-        post_script,
-        left,
+    (0u128..4, prop::option::of(any_task()), left, any::<bool>()).prop_map(|(n, post_script, left, outlives_server)| {
+        TaskEvent::Dispatch { proxy: server_id(n), partial_file: Some("f".into()), post_script, left, outlives_server }
     })
 }
 
@@ -85,7 +83,8 @@ fn any_event() -> impl Strategy<Value = (u64, TaskEvent)> {
         1 => Just(TaskEvent::RestorePointRecorded { epoch: 0, restore_point: RestorePointId(Uuid::nil()) }),
         1 => Just(TaskEvent::ProxyLost { epoch: 0, cause: "silent".into() }),
         1 => Just(TaskEvent::CancelRequested),
-        1 => Just(TaskEvent::ServerRestarted),
+        1 => any::<bool>().prop_map(|waiting_goes_on| TaskEvent::ServerRestarted { waiting_goes_on }),
+        3 => (0i64..600_000).prop_map(|ms| TaskEvent::LeaseGranted { epoch: 0, until: at_ms(ms) }),
         1 => Just(TaskEvent::PostScriptRan { epoch: 0 }),
         2 => Just(TaskEvent::GuestRecovered { epoch: 0 }),
         2 => Just(TaskEvent::HypervisorSwept { epoch: 0 }),
@@ -113,6 +112,7 @@ fn with_epoch(event: &TaskEvent, number: u64) -> TaskEvent {
         | TaskEvent::Report { epoch, .. }
         | TaskEvent::RestorePointRecorded { epoch, .. }
         | TaskEvent::ProxyLost { epoch, .. }
+        | TaskEvent::LeaseGranted { epoch, .. }
         | TaskEvent::PostScriptRan { epoch }
         | TaskEvent::GuestRecovered { epoch }
         | TaskEvent::HypervisorSwept { epoch }
@@ -143,6 +143,25 @@ fn is_evidence(event: &TaskEvent) -> bool {
     )
 }
 
+/// Whether the task is with a proxy that was never granted a lease, without which it does nothing.
+fn never_granted(state: &TaskState) -> bool {
+    match state {
+        TaskState::Dispatched { hold } | TaskState::Running { hold, .. } => {
+            hold.outlives_server && hold.lease_until.is_none()
+        }
+        _ => false,
+    }
+}
+
+fn lease_of(state: &TaskState) -> Option<Timestamp> {
+    match state {
+        TaskState::Dispatched { hold } | TaskState::Running { hold, .. } | TaskState::Recovering { hold, .. } => {
+            hold.lease_until
+        }
+        _ => None,
+    }
+}
+
 fn covers(more: &Owed, less: &Owed) -> bool {
     (more.guest || !less.guest)
         && (more.frozen || !less.frozen)
@@ -166,7 +185,7 @@ proptest! {
             let after = transition.state.owed();
 
             // Debts go only by evidence, and a task is never dispatched while it owes anything.
-            if !is_evidence(&event) {
+            if !is_evidence(&event) && !never_granted(&state) {
                 prop_assert!(covers(&after, &before), "{event:?}: {before:?} -> {after:?}");
             }
             if matches!(transition.state, TaskState::Waiting { .. }) {
@@ -184,6 +203,18 @@ proptest! {
             }
             if let TaskState::Finished { ending: Ending::Success, .. } = transition.state {
                 prop_assert!(after.is_empty(), "a success owes nothing");
+            }
+
+            // A task is somebody else's only after the debts of whoever was granted it are paid, and no grant is taken back.
+            if let (TaskState::Dispatched { hold } | TaskState::Running { hold, .. }, Some(until)) =
+                (&state, lease_of(&state))
+            {
+                let same = epoch_of(&transition.state) == hold.epoch && lease_of(&transition.state) >= Some(until);
+                let over = !matches!(transition.state, TaskState::Dispatched { .. } | TaskState::Running { .. });
+                prop_assert!(same || over, "{event:?}");
+                if matches!(transition.state, TaskState::Waiting { .. }) {
+                    prop_assert!(is_evidence(&event), "{event:?} gave up what was granted");
+                }
             }
 
             // Ignored means ignored.
@@ -211,7 +242,7 @@ proptest! {
 
             // An event that is delivered twice does nothing more, except that attempts are counted and cancelled
             // restarts restart.
-            let counted = matches!(event, TaskEvent::RecoveryFailed { .. } | TaskEvent::ServerRestarted);
+            let counted = matches!(event, TaskEvent::RecoveryFailed { .. } | TaskEvent::ServerRestarted { .. });
             if !counted
                 && let Ok(again) = advance(&transition.state, &event, at)
             {
@@ -226,7 +257,11 @@ proptest! {
     }
 
     #[test]
-    fn a_restart_always_leads_to_an_end(events in prop::collection::vec(any_event(), 0..30), luck in any::<[bool; 2]>()) {
+    fn a_restart_always_leads_to_an_end(
+        events in prop::collection::vec(any_event(), 0..30),
+        luck in any::<[bool; 2]>(),
+        waiting_goes_on in any::<bool>(),
+    ) {
         let mut state = TaskState::new(now());
         for (_, event) in &events {
             let event = with_epoch(event, epoch_of(&state));
@@ -235,13 +270,14 @@ proptest! {
             }
         }
         let mut pending = Vec::new();
-        let restarted = advance(&state, &TaskEvent::ServerRestarted, now()).expect("always legal");
+        let restarted =
+            advance(&state, &TaskEvent::ServerRestarted { waiting_goes_on }, now()).expect("always legal");
         state = restarted.state;
         pending.extend(restarted.actions);
         let mut turns = 0;
         while let Some(action) = pending.pop() {
             turns += 1;
-            prop_assert!(turns <= 4 * RECOVERY_ATTEMPTS_MAX, "no end in sight");
+            prop_assert!(turns <= 8 * RECOVERY_ATTEMPTS_MAX, "no end in sight");
             let event = match action {
                 Action::RecoverGuest { epoch, .. } if luck[0] => TaskEvent::GuestRecovered { epoch },
                 Action::RecoverGuest { epoch, .. } => {
@@ -253,9 +289,13 @@ proptest! {
                     let class = FailureClass::Hypervisor;
                     TaskEvent::RecoveryFailed { epoch, part: RecoveryPart::Hypervisor, class, cause: "no".into() }
                 }
+                Action::AttachTask { epoch, .. } => TaskEvent::ProxyLost { epoch, cause: "it stays away".into() },
+                Action::Requeue => TaskEvent::NoProxy { cause: "none".into() },
                 _ => continue,
             };
-            let transition = advance(&state, &event, now()).expect("an answer to an action is legal");
+            // Longer than any lease: time goes on meanwhile.
+            let at = at_ms(600_000 + i64::from(turns));
+            let transition = advance(&state, &event, at).expect("an answer to an action is legal");
             state = transition.state;
             pending.extend(transition.actions);
         }

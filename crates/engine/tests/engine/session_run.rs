@@ -54,8 +54,14 @@ fn a_session_is_as_good_as_its_worst_task() {
 fn a_session_ends_only_when_its_last_task_has() {
     let mut recovering = TaskState::new(now());
     for event in [
-        TaskEvent::Dispatch { proxy: server_id(1), partial_file: None, post_script: None, left: None },
-        TaskEvent::ServerRestarted,
+        TaskEvent::Dispatch {
+            proxy: server_id(1),
+            partial_file: None,
+            post_script: None,
+            left: None,
+            outlives_server: false,
+        },
+        TaskEvent::ServerRestarted { waiting_goes_on: false },
     ] {
         recovering = advance(&recovering, &event, now()).expect("legal").state;
     }

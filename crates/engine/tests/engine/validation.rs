@@ -262,6 +262,7 @@ proptest! {
                 vm,
                 credential,
                 policy: &policy,
+                at_hypervisor: false,
                 licence: site.licence,
                 rules: site.rules,
                 servers: &online,

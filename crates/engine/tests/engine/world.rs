@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use lull_engine::failover::{FailureClass, FailureMemory, RememberedFailure};
-use lull_engine::ids::{HostId, JobId, ServerId, TaskId, VmId};
+use lull_engine::ids::{HostId, JobId, RepositoryId, ServerId, TaskId, VmId};
 use lull_engine::infrastructure::{ChannelKind, CredentialKind, ManagedServer, Platform, ServerState, Vm};
 use lull_engine::licence::{Edition, Licence};
 use lull_engine::selection::{Request, SelectionRules, WindowsGuestsFrom};
@@ -39,6 +39,10 @@ pub fn host_id(n: u128) -> HostId {
     HostId(Uuid::from_u128(0x4000 + n))
 }
 
+pub fn repository_id(n: u128) -> RepositoryId {
+    RepositoryId(Uuid::from_u128(0x6000 + n))
+}
+
 /// A proxy that is online with four free slots, in 10.`n`.0.0/16.
 pub fn proxy(n: u8, platform: Platform) -> ManagedServer {
     let channels = match platform {
@@ -55,6 +59,7 @@ pub fn proxy(n: u8, platform: Platform) -> ManagedServer {
         networks: vec![format!("10.{n}.0.0/16").parse().expect("a network")],
         channels,
         network_less_hosts: Vec::new(),
+        hosts_reached: vec![host_id(0)],
         slots: 4,
         running_tasks: 0,
     }
@@ -92,6 +97,7 @@ pub struct World {
     pub vm: Vm,
     pub credential: Option<CredentialKind>,
     pub policy: ProxyPolicy,
+    pub at_hypervisor: bool,
     pub licence: Licence,
     pub rules: SelectionRules,
     pub servers: Vec<ManagedServer>,
@@ -111,6 +117,7 @@ impl World {
             vm,
             credential,
             policy: ProxyPolicy::Automatic,
+            at_hypervisor: true,
             licence: Licence::Universal,
             rules: SelectionRules::default(),
             servers,
@@ -129,6 +136,7 @@ impl World {
             vm: &self.vm,
             credential: self.credential,
             policy: &self.policy,
+            at_hypervisor: self.at_hypervisor,
             licence: self.licence,
             rules: self.rules,
             servers: &self.servers,
@@ -157,6 +165,8 @@ fn any_state() -> impl Strategy<Value = ServerState> {
         1 => Just(ServerState::Offline { since: at_ms(-60_000) }),
         1 => Just(ServerState::Draining),
         1 => Just(ServerState::Disabled),
+        1 => Just(ServerState::Incompatible { version: "0.1.0".into(), server_version: "0.4.0".into(), newer: false }),
+        1 => Just(ServerState::Revoked),
     ]
 }
 
@@ -183,6 +193,7 @@ prop_compose! {
         networks in subsequence(NETWORKS.to_vec(), 0..4),
         channels in subsequence(ChannelKind::ALL.to_vec(), 0..=4),
         hosts in subsequence(vec![host_id(0), host_id(1)], 0..=2),
+        hosts_reached in subsequence(vec![host_id(0), host_id(1)], 0..=2),
         slots in 0u32..4,
         running_tasks in 0u32..5,
     ) -> ManagedServer {
@@ -193,6 +204,7 @@ prop_compose! {
             networks: networks.iter().map(|net| net.parse().expect("a network")).collect(),
             channels,
             network_less_hosts: hosts,
+            hosts_reached,
             slots,
             running_tasks,
             ..proxy(index, platform)
@@ -258,12 +270,13 @@ prop_compose! {
         vm in any_vm(0),
         credential in any_credential(),
         policy in any_policy(),
+        at_hypervisor in any::<bool>(),
         licence in any_licence(),
         rules in any_rules(),
         servers in any_servers(),
         failures in any_failures(),
         tried in subsequence((0..7).map(server_id).collect::<Vec<_>>(), 0..3),
     ) -> World {
-        World { vm, credential, policy, licence, rules, servers, failures, tried }
+        World { vm, credential, policy, at_hypervisor, licence, rules, servers, failures, tried }
     }
 }
