@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::io::{Read, Write};
 
 /// Version of the protocol; the first byte of every frame's body.
-pub const PROTOCOL_VERSION: u8 = 2;
+pub const PROTOCOL_VERSION: u8 = 3;
 /// Longest body of a frame, version byte included, in bytes.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;
 /// Bytes before the body.

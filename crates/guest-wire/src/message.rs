@@ -119,6 +119,19 @@ pub enum FromRuntime {
     Event(Event),
     /// A part of what a walk found, between [`Command::Index`] and its answer.
     Listing(ListingFrame),
+    /// Instead of [`FromRuntime::Hello`]: another task's component holds the guest. Nothing was done.
+    Held(Held),
+    /// A newer task's component came: everything of this one is thawed, ended and let go. The last message.
+    Evicted,
+}
+
+/// Who holds the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Fence of its order; smaller than the newcomer's where it could not be made to go.
+    pub fence: u64,
+    /// In one sentence.
+    pub message: String,
 }
 
 /// Who speaks.

@@ -169,6 +169,17 @@ fn up_since_version_2() -> Vec<FromRuntime> {
     ]
 }
 
+fn up_since_version_3() -> Vec<FromRuntime> {
+    let held = Held { fence: 17, message: "a newer task's component holds the guest".into() };
+    vec![FromRuntime::Held(held), FromRuntime::Evicted]
+}
+
+/// What was said upwards when the protocol had this version.
+fn up_of(version: u8) -> Vec<FromRuntime> {
+    let since = [(1, up()), (2, up_since_version_2()), (3, up_since_version_3())];
+    since.into_iter().filter(|(since, _)| *since <= version).flat_map(|(_, said)| said).collect()
+}
+
 /// A listing as it is inside the zstd frame.
 fn listing() -> listing::Listing<'static> {
     use listing::{Entry, FolderListing, Kind, Listing};
@@ -214,15 +225,15 @@ fn kept(version: u8) -> Vec<Vec<u8>> {
 fn written() -> Vec<Vec<u8>> {
     let down = commands().into_iter().chain(commands_since_version_2()).zip(1..);
     let down = down.map(|(command, id)| frame::encode(&ToRuntime { id, command }).unwrap());
-    let up = up().into_iter().chain(up_since_version_2()).map(|message| frame::encode(&message).unwrap());
+    let up = up_of(PROTOCOL_VERSION).into_iter().map(|message| frame::encode(&message).unwrap());
     down.chain(up).chain([postcard::to_stdvec(&listing()).unwrap()]).collect()
 }
 
 #[test]
-fn version_2_is_written_and_read_as_ever() {
+fn version_3_is_written_and_read_as_ever() {
     let lines = written();
     if std::env::var_os("LULL_WRITE_WIRE").is_some() {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v2.txt");
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v3.txt");
         let text: Vec<String> = lines.iter().map(|line| hexadecimal(line)).collect();
         std::fs::write(&file, text.join("\n") + "\n").unwrap();
     }
@@ -231,23 +242,30 @@ fn version_2_is_written_and_read_as_ever() {
     let (packed, frames) = kept.split_last().unwrap();
     let commands = commands().len() + commands_since_version_2().len();
     let read = frames[commands..].iter().map(|frame| frame::read(&mut frame.as_slice()).unwrap());
-    let all: Vec<FromRuntime> = up().into_iter().chain(up_since_version_2()).collect();
-    assert_eq!(read.collect::<Vec<FromRuntime>>(), all);
+    assert_eq!(read.collect::<Vec<FromRuntime>>(), up_of(3));
     assert_eq!(listing::read(packed).unwrap(), listing());
 }
 
 /// Another version is refused by name; and since variants are only ever appended, what it said is still understood.
 #[test]
-fn version_1_is_refused_by_name_and_its_messages_kept_their_place() {
-    let kept = kept(1);
-    let (down, above) = kept.split_at(commands().len());
-    for frame in &kept {
-        let refused = frame::read::<FromRuntime>(&mut frame.as_slice());
-        assert!(matches!(refused, Err(FrameError::Version(1))), "{refused:?}");
+fn earlier_versions_are_refused_by_name_and_their_messages_kept_their_place() {
+    let with_walks = commands().into_iter().chain(commands_since_version_2()).collect();
+    for (version, commands, listings) in [(1, commands(), 0), (2, with_walks, 1)] {
+        let kept = kept(version);
+        // The last lines of version 2 on are listings, in no frame.
+        let frames = &kept[..kept.len() - listings];
+        for frame in frames {
+            let refused = frame::read::<FromRuntime>(&mut frame.as_slice());
+            assert!(matches!(refused, Err(FrameError::Version(said)) if said == version), "{refused:?}");
+        }
+        let (down, above) = frames.split_at(commands.len());
+        let body = |frame: &Vec<u8>| frame[HEADER_BYTES + 1..].to_vec();
+        let read = down.iter().map(|frame| postcard::from_bytes::<ToRuntime>(&body(frame)).unwrap().command);
+        assert_eq!(read.collect::<Vec<_>>(), commands);
+        let read = above.iter().map(|frame| postcard::from_bytes::<FromRuntime>(&body(frame)).unwrap());
+        assert_eq!(read.collect::<Vec<_>>(), up_of(version));
+        for packed in &kept[kept.len() - listings..] {
+            assert_eq!(listing::read(packed).unwrap(), self::listing());
+        }
     }
-    let body = |frame: &Vec<u8>| frame[HEADER_BYTES + 1..].to_vec();
-    let read = down.iter().map(|frame| postcard::from_bytes::<ToRuntime>(&body(frame)).unwrap().command);
-    assert_eq!(read.collect::<Vec<_>>(), commands());
-    let read = above.iter().map(|frame| postcard::from_bytes::<FromRuntime>(&body(frame)).unwrap());
-    assert_eq!(read.collect::<Vec<_>>(), up());
 }

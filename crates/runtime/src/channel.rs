@@ -88,6 +88,11 @@ impl Channel {
         self.flush_for(Some(0))
     }
 
+    /// Writes what the other side takes while it goes on taking, waiting so long for it.
+    pub fn flush_within(&mut self, wait_ms: u64) -> Result<(), FrameError> {
+        self.flush_for(Some(wait_ms))
+    }
+
     /// Writes all, however long the other side takes it.
     pub fn flush_all(&mut self) -> Result<(), FrameError> {
         self.flush_for(None)

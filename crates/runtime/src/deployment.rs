@@ -11,6 +11,15 @@ pub const FOLDER_PREFIX: &str = "lull-";
 /// Name of the component in it.
 pub const FILE_NAME: &str = "lull-runtime";
 
+/// The fence of the order that brought a program, from its path: `…/lull-SUFFIX.FENCE/lull-runtime`, removed or not. 0 is none.
+pub fn fence(program: &Path) -> Option<u64> {
+    let name = program.file_name()?.to_str()?;
+    let folder = program.parent()?.file_name()?.to_str()?.strip_prefix(FOLDER_PREFIX)?;
+    let (_, fence) = folder.split_once('.')?;
+    let is_ours = name.strip_suffix(" (deleted)").unwrap_or(name) == FILE_NAME;
+    fence.parse().ok().filter(|fence| is_ours && *fence > 0)
+}
+
 /// Removes the running program's file and folder. Says what is left, one sentence each.
 pub fn remove_own_file() -> Vec<String> {
     match std::fs::read_link("/proc/self/exe") {
@@ -76,6 +85,17 @@ mod tests {
         let left = remove(&program);
         assert_eq!(left.len(), 1);
         assert!(left[0].contains("lull-a1b2") && !program.exists());
+    }
+
+    #[test]
+    fn the_folder_tells_the_fence() {
+        let check = |path: &str, expect| assert_eq!(fence(Path::new(path)), expect, "{path}");
+        check("/run/lull-00c0ffee00c0ffee.17/lull-runtime", Some(17));
+        check("/run/lull-00c0ffee00c0ffee.17/lull-runtime (deleted)", Some(17));
+        check("/run/lull-00c0ffee00c0ffee.0/lull-runtime", None);
+        check("/run/lull-00c0ffee00c0ffee/lull-runtime (deleted)", None);
+        check("/run/lull-00c0ffee00c0ffee.17/other", None);
+        check("/bin/lull-runtime", None);
     }
 
     #[test]

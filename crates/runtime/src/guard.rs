@@ -8,11 +8,11 @@ use crate::carriers::Carriers;
 use crate::freeze::Freezer;
 use crate::grace_periods;
 use crate::guest_lock::{GuestLock, LockError};
-use crate::inventory::Storage;
+use crate::inventory::{self, Storage};
 use crate::kernel::{self, Bell};
 use crate::memory;
 use crate::mounts::Mounted;
-use crate::plan::{self, Plan};
+use crate::plan::{self, Candidate, Plan};
 use crate::shared::{Shared, Slot, Verdict};
 use crate::thaw_pool::ThawPool;
 use crate::watchdog;
@@ -115,6 +115,44 @@ pub fn prepare(storage: &Storage, excludes: &[String], never_freeze: &[Superbloc
         }
     }
     Ok(Prepared { targets, fds: fds.into(), notes })
+}
+
+/// Thaws whatever a component may have left frozen that had to be killed and whose watchdog was killed too: nobody's word says what. Where
+/// its watchdog lived, it thawed and took the lock's folder along. One sentence each for people.
+pub fn thaw_after_kill(folder: &Path, never_freeze: &[Superblock]) -> Vec<String> {
+    if !folder.exists() {
+        return Vec::new();
+    }
+    let lock = match GuestLock::take(folder) {
+        Ok(lock) => lock,
+        Err(e) => return vec![e.to_string()],
+    };
+    let storage = match inventory::storage() {
+        Ok(storage) => storage,
+        Err(why) => return vec![format!("nothing could be thawed after an older task's component was killed: {why}")],
+    };
+    let candidates: Vec<_> = storage.candidates.into_iter().map(|(candidate, _)| candidate).collect();
+    let mut notes = Vec::new();
+    let mut unsure = false;
+    // Outermost first: one that lies in another's file may need that one.
+    for superblock in plan::plan(&candidates, &[]).freeze.iter().rev().filter(|one| !never_freeze.contains(one)) {
+        let Some(Candidate { mounted, .. }) = candidates.iter().find(|one| one.mounted.superblock == *superblock)
+        else {
+            continue;
+        };
+        let thawed = open(mounted).and_then(|(point, fd)| match kernel::thaw(fd.as_fd()) {
+            Ok(()) => Ok(Some(format!("{point} had been left frozen by a component that was killed: thawed"))),
+            Err(libc::EINVAL) => Ok(None),
+            Err(errno) => Err(format!("{point} cannot be thawed: {}", kernel::describe(errno))),
+        });
+        unsure |= thawed.is_err();
+        notes.extend(thawed.unwrap_or_else(Some));
+    }
+    // A folder that stays tells whoever looks that somebody else must thaw.
+    if !unsure {
+        notes.extend(lock.release().err().map(|e| format!("{} stays: {e}", folder.display())));
+    }
+    notes
 }
 
 /// Opens the first of its mount points that still shows this superblock (another mount may cover it).

@@ -13,6 +13,7 @@ pub mod carriers;
 pub mod channel;
 pub mod deployment;
 pub mod disks;
+pub mod fence;
 pub mod freeze;
 pub mod grace_periods;
 pub mod guard;

@@ -66,6 +66,7 @@ pub fn sentence(end: End) -> &'static str {
         End::MainDied => "the component's main process died, so its watchdog thawed",
         End::WatchdogLost => "the watchdog died or stood still, so everything was thawed at once",
         End::FreezeFailed => "a file system could not be frozen, so everything was thawed again",
+        End::Evicted => "a newer task's component came, so everything was thawed at once",
     }
 }
 
@@ -78,7 +79,7 @@ pub fn refusal_kind(end: End, superblocks: &[SuperblockThaw]) -> RefusalKind {
             RefusalKind::SomebodyElse
         }
         End::FreezeFailed | End::Ordered => RefusalKind::FreezeFailed,
-        End::Channel | End::MainDied => RefusalKind::Failed,
+        End::Channel | End::MainDied | End::Evicted => RefusalKind::Failed,
     }
 }
 

@@ -11,6 +11,7 @@ use crate::accept;
 use crate::applications::{Applications, Found};
 use crate::channel::Channel;
 use crate::deployment;
+use crate::fence::{self, Entered, Held};
 use crate::guard::{self, ArmError, Prepared};
 use crate::guest_lock::GuestLock;
 use crate::hold::{Ended, Hold, Reply};
@@ -35,6 +36,8 @@ mod indexing;
 /// After a freeze that ended by itself the proxy has this long to speak again, in milliseconds: a component that nobody
 /// talks to any more must not stay in the guest.
 const SILENCE_AFTER_EXPIRY_MS: u64 = 60_000;
+/// The last word waits so long for a proxy that does not read, in milliseconds.
+const LAST_WORD_MS: u64 = 1_000;
 
 /// The C library keeps the stack of an ended thread, and while armed it is locked like everything else.
 const JOB_STACK_BYTES: usize = 512 * 1024;
@@ -87,6 +90,7 @@ pub fn run(options: Options) -> ExitCode {
     // A proxy that is gone shows as an error of the write, not as a signal. Rust's start-up ignores it already; a host program's may not.
     // SAFETY: SIG_IGN is a valid disposition.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    let own_fence = fence::own();
     let leftovers = deployment::remove_own_file();
     let bell = match Bell::new() {
         Ok(bell) => Arc::new(bell),
@@ -95,8 +99,21 @@ pub fn run(options: Options) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    fence::heed(bell.clone());
+    let mut channel = Channel::new();
+    let entered = match own_fence.map_or_else(|| Ok(Entered::default()), fence::enter) {
+        Ok(entered) => entered,
+        Err(held) => {
+            let _ = channel.send(&refused(&held)).and_then(|()| channel.flush_within(LAST_WORD_MS));
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut notes = entered.notes;
+    if entered.killed {
+        notes.extend(guard::thaw_after_kill(&options.lock_folder, &options.never_freeze));
+    }
     let mut server = Server {
-        channel: Channel::new(),
+        channel,
         options,
         bell,
         applications: Some(Applications::default()),
@@ -110,8 +127,13 @@ pub fn run(options: Options) -> ExitCode {
     };
     let hello = Hello { version: env!("CARGO_PKG_VERSION").into(), pid: std::process::id(), leftovers };
     server.send(&FromRuntime::Hello(hello));
+    notes.into_iter().for_each(|note| server.note(note));
     let left_well = server.serve();
     server.leave();
+    if fence::evicted() {
+        let _ = server.channel.send(&FromRuntime::Evicted).and_then(|()| server.channel.flush_within(LAST_WORD_MS));
+        return ExitCode::FAILURE;
+    }
     if left_well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -123,6 +145,7 @@ impl Server {
                 self.reply((reply, Ok(Answer::Done)));
                 return self.channel.flush_all().is_ok();
             }
+            self.cut |= fence::evicted();
             let silent = self.silence_ends_ms.is_some_and(|end| kernel::now_ms() >= end);
             if self.cut || silent {
                 return false;
@@ -452,7 +475,11 @@ impl Server {
 
     /// Leaves nothing: thaws, ends scripts, lets applications and the lock go.
     fn leave(&mut self) {
-        self.stop_walk("the channel closed");
+        let (why, end) = match fence::evicted() {
+            true => ("a newer task's component came", End::Evicted),
+            false => ("the channel closed", End::Channel),
+        };
+        self.stop_walk(why);
         if let Some(job) = &mut self.job {
             job.cancel.ring();
             if let Some(lock) = job.lock.take() {
@@ -460,7 +487,7 @@ impl Server {
             }
         }
         if let Some(hold) = &mut self.hold {
-            hold.end(End::Channel);
+            hold.end(end);
         }
         let script_ends_ms = kernel::now_ms() + script::END_WITHIN_MS;
         while self.hold.is_some() || self.job.as_ref().is_some_and(|job| job.phase == Phase::Script) {
@@ -473,6 +500,24 @@ impl Server {
                 self.bell.hush();
             }
         }
+    }
+}
+
+/// The only word of a component that does not begin.
+fn refused(held: &Held) -> FromRuntime {
+    let remedy = "see what they wait for in the guest's kernel log; a disk that hangs is the usual reason";
+    match held {
+        Held::Newer { fence } => FromRuntime::Held(lull_guest_wire::Held {
+            fence: *fence,
+            message: format!("a newer task's component (fence {fence}) holds the guest"),
+        }),
+        Held::Stuck { fence, pids } => {
+            let pids = pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+            let message =
+                format!("an older task's component (processes {pids}) does not end, although killed; {remedy}");
+            FromRuntime::Held(lull_guest_wire::Held { fence: *fence, message })
+        }
+        Held::Over => FromRuntime::Evicted,
     }
 }
 

@@ -37,13 +37,15 @@ pub enum End {
     WatchdogLost = 6,
     /// A `FIFREEZE` failed.
     FreezeFailed = 7,
+    /// A newer task's component came.
+    Evicted = 8,
 }
 
 impl End {
     fn from_code(code: u8) -> Option<End> {
-        [End::Ordered, End::Lease, End::Budget, End::Channel, End::MainDied, End::WatchdogLost, End::FreezeFailed]
-            .into_iter()
-            .find(|end| *end as u8 == code)
+        use End::*;
+        let all = [Ordered, Lease, Budget, Channel, MainDied, WatchdogLost, FreezeFailed, Evicted];
+        all.into_iter().find(|end| *end as u8 == code)
     }
 
     /// True where main itself thaws in order, and the others only help once the lease is over.

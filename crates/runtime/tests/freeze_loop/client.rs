@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// Longest wait for any answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+/// A component that must make an older one go waits for it.
+const FIRST_WORD_WITHIN: Duration = Duration::from_secs(60);
 
 pub struct Component {
     pub process: Child,
@@ -38,9 +40,8 @@ impl Component {
             let stop = stop.clone();
             move || read_messages(from.into(), &send, &stop)
         });
-        let FromRuntime::Hello(hello) = receive.recv_timeout(ANSWER_WITHIN).expect("no hello") else {
-            panic!("no hello")
-        };
+        let first = receive.recv_timeout(FIRST_WORD_WITHIN).expect("no hello");
+        let FromRuntime::Hello(hello) = first else { panic!("no hello: {first:?}") };
         let reader = Some((reader, stop));
         Component { process, hello, to: Some(to.into()), from: receive, reader, next_id: 1, notes: Vec::new() }
     }
@@ -74,7 +75,7 @@ impl Component {
                 FromRuntime::Reply { id, result } => panic!("answer to {id} while waiting for {wanted}: {result:?}"),
                 FromRuntime::Event(Event::Note(note)) => self.notes.push(note),
                 FromRuntime::Listing(_) => {}
-                FromRuntime::Hello(_) => panic!("a second hello"),
+                other => panic!("no answer: {other:?}"),
             }
         }
     }
@@ -133,6 +134,19 @@ impl Component {
 
     pub fn signal(&self, signal: i32) {
         send_signal(self.hello.pid, signal);
+    }
+
+    /// Whatever comes until the component closes the channel.
+    #[allow(dead_code, reason = "only freeze_loop has components that go")]
+    pub fn last_words(&mut self) -> Vec<FromRuntime> {
+        let mut words = Vec::new();
+        loop {
+            match self.from.recv_timeout(ANSWER_WITHIN) {
+                Ok(word) => words.push(word),
+                Err(RecvTimeoutError::Disconnected) => return words,
+                Err(RecvTimeoutError::Timeout) => panic!("the channel stays open; what came: {words:?}"),
+            }
+        }
     }
 
     /// True when the channel was closed by the component.

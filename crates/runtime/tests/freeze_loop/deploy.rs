@@ -15,9 +15,25 @@ pub fn start(bed: &Bed) -> Component {
     Component::over_pipes(command)
 }
 
+/// The same for an order with this fence.
+pub fn start_with_fence(bed: &Bed, fence: u64) -> Component {
+    Component::over_pipes(command_with_fence(bed, fence))
+}
+
+/// What starts it.
+pub fn command_with_fence(bed: &Bed, fence: u64) -> std::process::Command {
+    let mut command = bed.command(&deploy_into(bed, &format!(".{fence}")));
+    command.args(serve_arguments());
+    command
+}
+
 /// Its path in the host.
 pub fn deploy(bed: &Bed) -> String {
-    let folder = format!("/run/lull-{:06}", DEPLOYMENTS.fetch_add(1, Ordering::SeqCst));
+    deploy_into(bed, "")
+}
+
+fn deploy_into(bed: &Bed, ending: &str) -> String {
+    let folder = format!("/run/lull-{:06}{ending}", DEPLOYMENTS.fetch_add(1, Ordering::SeqCst));
     let outside = bed.path(&folder);
     std::fs::create_dir(&outside).unwrap();
     std::fs::set_permissions(&outside, std::fs::Permissions::from_mode(0o700)).unwrap();

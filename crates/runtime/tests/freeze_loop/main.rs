@@ -5,6 +5,7 @@
 mod bed;
 mod client;
 mod deploy;
+mod fence;
 mod listing;
 mod matrix;
 mod residence;

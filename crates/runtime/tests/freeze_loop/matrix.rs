@@ -5,7 +5,7 @@
 
 use crate::bed::Bed;
 use crate::client::{Component, send_signal};
-use crate::deploy::{deploy, serve_arguments, start};
+use crate::deploy::{command_with_fence, deploy, serve_arguments, start, start_with_fence};
 use lull_guest_wire::*;
 use lull_runtime::kernel;
 use std::os::fd::AsFd;
@@ -24,7 +24,7 @@ type Outcome = (u64, String);
 
 type Case = (&'static str, fn() -> Outcome);
 
-const CASES: [Case; 23] = [
+const CASES: [Case; 28] = [
     ("no renewal", no_renewal),
     ("budget used up although renewed", budget_used),
     ("SIGKILL of main", || killed(Victim::Main, libc::SIGKILL)),
@@ -48,6 +48,11 @@ const CASES: [Case; 23] = [
     ("SIGSTOP of main during a slow FIFREEZE", || slow(Fault::MainStopped)),
     ("SIGKILL of the watchdog during a slow FIFREEZE", || slow(Fault::Watchdog)),
     ("channel cut during a slow FIFREEZE", || slow(Fault::Channel)),
+    ("a newer task", || newer(Standing::Not)),
+    ("a newer task during a slow FIFREEZE", || slow(Fault::Newer)),
+    ("SIGSTOP of main, a newer task", || newer(Standing::Once)),
+    ("main stopped for good, a newer task", || newer(Standing::ForGood)),
+    ("main stopped for good, no watchdog, a newer task", || newer(Standing::ForGoodAlone)),
 ];
 
 #[test]
@@ -371,12 +376,75 @@ enum Fault {
     MainStopped,
     Watchdog,
     Channel,
+    Newer,
+}
+
+/// How main stands still when a newer task's component comes.
+#[derive(Clone, Copy, PartialEq)]
+enum Standing {
+    Not,
+    Once,
+    /// However often somebody has it go on.
+    ForGood,
+    /// And nobody watches.
+    ForGoodAlone,
+}
+
+/// A lease of half a minute, which must not be what thaws.
+fn newer(standing: Standing) -> Outcome {
+    let bed = Bed::new();
+    let mut old = start_with_fence(&bed, 7);
+    let armed = old.arm(1, 30_000, 30_000);
+    old.freeze(1);
+    let hanging = bed.create_files_that_hang("fault");
+    let main = old.hello.pid;
+    match standing {
+        Standing::Not => {}
+        Standing::Once => send_signal(main, libc::SIGSTOP),
+        Standing::ForGood | Standing::ForGoodAlone => stop_for_good(main),
+    }
+    if standing == Standing::ForGoodAlone {
+        send_signal(armed.watchdog_pid, libc::SIGKILL);
+    }
+    let fault = Instant::now();
+    let mut new = start_with_fence(&bed, 8);
+    let took_ms = thawed_after(fault, &hanging, 15_000);
+    new.status();
+    let notes = new.notes.join("; ");
+    let (expect, told) = match standing {
+        Standing::Not | Standing::Once => ("was asked to go", "asked, thawed, gone"),
+        Standing::ForGood => ("did not go within 10 s: killed", "asked, killed after 10 s, thawed by its watchdog"),
+        Standing::ForGoodAlone => {
+            ("a component that was killed: thawed", "asked, killed after 10 s, thawed by the newer")
+        }
+    };
+    assert!(notes.contains(expect), "{notes}");
+    let quick = matches!(standing, Standing::Not | Standing::Once);
+    assert!(!quick || took_ms <= THAW_WITHIN_MS, "{took_ms} ms");
+    assert_eq!(old.last_words().last() == Some(&FromRuntime::Evicted), quick, "who was killed says nothing");
+    new.arm(2, LEASE_MS, 30_000);
+    new.freeze(2);
+    assert!(new.thaw(2).no_gap, "the newer task freezes as if nothing had been");
+    new.bye();
+    nothing_left(&bed);
+    (took_ms, told.into())
+}
+
+/// Whoever has it go on finds it standing still: a debugger holds its control thread.
+fn stop_for_good(main: u32) {
+    // SAFETY: no pointers are followed by these two requests; a process that this test started.
+    let stopped = unsafe {
+        let none = std::ptr::null_mut::<libc::c_void>();
+        libc::ptrace(libc::PTRACE_SEIZE, main as i32, none, none) == 0
+            && libc::ptrace(libc::PTRACE_INTERRUPT, main as i32, none, none) == 0
+    };
+    assert!(stopped, "{}", std::io::Error::last_os_error());
 }
 
 /// The disk under /slow stands still while its file system is being frozen; /data and /data/nested may be frozen already.
 fn slow(fault: Fault) -> Outcome {
     let bed = Bed::with_slow_disk();
-    let mut component = start(&bed);
+    let mut component = start_with_fence(&bed, 7);
     let armed = component.arm(1, LEASE_MS, 30_000);
     assert!(armed.plan.contains(&bed.superblock("/slow")));
     bed.dirty_slow();
@@ -391,7 +459,7 @@ fn slow(fault: Fault) -> Outcome {
     assert!(nested.try_recv().is_err(), "/data/nested is frozen before /slow");
     let others: Hanging = vec![("/data/nested".into(), nested)];
     let fault_at = Instant::now();
-    let mut thaw = None;
+    let (mut thaw, mut newer) = (None, None);
     match fault {
         Fault::Expiry => {}
         Fault::Thaw => thaw = Some(component.send(Command::Thaw(FreezeId(1)))),
@@ -399,6 +467,11 @@ fn slow(fault: Fault) -> Outcome {
         Fault::MainStopped => component.signal(libc::SIGSTOP),
         Fault::Watchdog => send_signal(armed.watchdog_pid, libc::SIGKILL),
         Fault::Channel => component.cut(),
+        Fault::Newer => {
+            // Its first word comes when the older one has gone, and that when its disk answers.
+            let command = command_with_fence(&bed, 8);
+            newer = Some(std::thread::spawn(move || Component::over_pipes(command)));
+        }
     }
     let others_ms = thawed_after(fault_at, &others, THAW_WITHIN_MS);
     // Long enough for a watchdog that gives up after one FITHAW to be gone.
@@ -425,9 +498,12 @@ fn slow(fault: Fault) -> Outcome {
             }
             component.bye();
         }
-        Fault::Main | Fault::MainStopped | Fault::Channel => {
+        Fault::Main | Fault::MainStopped | Fault::Channel | Fault::Newer => {
             assert!(component.channel_closes_within(Duration::from_secs(5)), "main must be gone");
         }
+    }
+    if let Some(newer) = newer {
+        newer.join().unwrap().bye();
     }
     for (place, file) in &bed.places {
         assert_eq!(kernel::thaw(file.as_fd()), Err(libc::EINVAL), "{place} was left frozen");
