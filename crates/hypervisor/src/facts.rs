@@ -192,25 +192,26 @@ pub(crate) struct Answers {
 }
 
 pub(crate) async fn read(client: &QmpClient, vm: &str) -> Result<VmFacts, QmpError> {
+    // The migration is asked for before the run state: one that ends in between is seen in the latter.
     let commands: [Command; 7] = [
+        ("query-migrate", Value::Null),
         ("query-name", Value::Null),
         ("query-uuid", Value::Null),
         ("query-status", Value::Null),
         ("query-block", Value::Null),
         ("query-named-block-nodes", json!({"flat": true})),
         ("query-jobs", Value::Null),
-        ("query-migrate", Value::Null),
     ];
     let mut answers = client.pipeline(&commands, FACTS_MS).await.into_iter();
     let mut next = || answers.next().unwrap_or(Ok(Value::Null));
     let answers = Answers {
+        migrate: next()?,
         name: next()?,
         uuid: next()?,
         status: next()?,
         block: next()?,
         nodes: next()?,
         jobs: next()?,
-        migrate: next()?,
     };
     Ok(facts_from(vm, client.version(), &answers))
 }

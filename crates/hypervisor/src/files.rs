@@ -15,6 +15,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::metadata;
@@ -102,7 +104,7 @@ pub(crate) enum FolderFault {
     Silent { dir: PathBuf, waited_ms: u64 },
 }
 
-/// Writes and removes a small file durably in `dir`; returns the free bytes.
+/// Writes a small file durably in `dir`, of which nothing stays; returns the free bytes.
 pub(crate) async fn probe(dir: &Path) -> Result<u64, FolderFault> {
     let owned = dir.to_owned();
     match on_a_thread(PROBE_MS, move || probe_now(&owned)).await {
@@ -117,11 +119,25 @@ fn probe_now(dir: &Path) -> Result<u64, FolderFault> {
     if !fs::metadata(dir).map_err(|e| missing(e.to_string()))?.is_dir() {
         return Err(missing("it is a file".into()));
     }
-    let file = dir.join(format!(".{PREFIX}probe-{}", std::process::id()));
-    let written = File::create(&file).and_then(|mut f| f.write_all(&[0; 4096]).and_then(|()| f.sync_all()));
-    let removed = fs::remove_file(&file);
-    written.and(removed).map_err(not_writable)?;
+    let mut file = passing_file(dir).map_err(not_writable)?;
+    file.write_all(&[0; 4096]).and_then(|()| file.sync_all()).map_err(not_writable)?;
     free_bytes(dir).map_err(|e| missing(e.to_string()))
+}
+
+/// A file in `dir` that ends with its handle, whoever is killed meanwhile: without a name where the file system knows such files, else with one
+/// that goes at once. Backups begin together, also on machines that share the folder: each has a name of its own.
+fn passing_file(dir: &Path) -> io::Result<File> {
+    let nameless = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    match rustix::fs::open(dir, nameless, Mode::RUSR | Mode::WUSR) {
+        Ok(file) => Ok(file.into()),
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
+            let path = dir.join(format!(".{PREFIX}probe-{:016x}", rand::random::<u64>()));
+            let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
+            fs::remove_file(&path)?;
+            Ok(file)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Bytes that can still be written to the file system of `dir`.

@@ -49,6 +49,11 @@ impl QemuHost {
         Ok(vms)
     }
 
+    /// Where the guest agent of a VM would listen.
+    pub fn guest_agent(&self, vm: &str) -> PathBuf {
+        self.dir.join(format!("{vm}.qga"))
+    }
+
     /// Connects to a VM's control socket. QEMU serves one client at a time: nobody else can connect until the
     /// returned value and everything prepared from it are dropped.
     ///

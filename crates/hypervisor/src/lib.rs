@@ -3,7 +3,7 @@
 //! Reading order: [`names`] (what we call things inside a hypervisor, so that a sweep knows them again), [`qmp`] (the
 //! wire), [`facts`] (what a VM is and whether it may be backed up now), [`order`] and [`backup`] (prepare), [`increment`] (full or
 //! incremental, and why), [`snapshot`] (the only step inside the freeze window), [`copy`], [`finish`], [`sweep`] (undo, also after a
-//! crash), [`metadata`] and [`chain`] (what lies in the repository), [`scan`], [`verify`], [`remove`].
+//! crash), [`guest_agent`] (only asked for addresses), [`metadata`] and [`chain`] (what lies in the repository), [`scan`], [`verify`], [`remove`].
 //!
 //! The rule that shapes all of it: **no repository sits in the guest's write path.** Guest writes are held up only by a local
 //! fleecing image, and a fleecing image that fails breaks the snapshot, never the guest.
@@ -17,6 +17,7 @@ pub mod error;
 pub mod facts;
 mod files;
 pub mod finish;
+pub mod guest_agent;
 pub mod host;
 mod image;
 pub mod increment;

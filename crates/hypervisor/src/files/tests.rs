@@ -148,3 +148,25 @@ async fn a_folder_that_is_no_good_says_why() {
     assert!(matches!(probe(&bed.repository.join("file")).await, Err(FolderFault::Missing { .. })));
     assert!(matches!(probe(Path::new("/proc")).await, Err(FolderFault::NotWritable { .. })));
 }
+
+#[tokio::test]
+async fn backups_that_begin_together_do_not_disturb_each_others_probes() {
+    let bed = Bed::new();
+    for _ in 0..20 {
+        let probes: Vec<_> =
+            (0..8).map(|_| bed.repository.clone()).map(|dir| tokio::spawn(async move { probe(&dir).await })).collect();
+        for one in probes {
+            one.await.unwrap().unwrap();
+        }
+    }
+    assert_eq!(fs::read_dir(&bed.repository).unwrap().count(), 0);
+}
+
+#[test]
+fn who_is_killed_while_a_folder_is_tried_leaves_nothing_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut file = passing_file(dir.path()).unwrap();
+    file.write_all(b"x").unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    assert!(passing_file(&dir.path().join("away")).is_err());
+}
