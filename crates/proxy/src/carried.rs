@@ -30,7 +30,8 @@ impl std::fmt::Debug for Payload {
 }
 
 impl Payload {
-    fn new(bytes: impl Into<Cow<'static, [u8]>>) -> Self {
+    /// These bytes.
+    pub fn new(bytes: impl Into<Cow<'static, [u8]>>) -> Self {
         let bytes = bytes.into();
         let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         Payload { bytes, sha256 }

@@ -211,6 +211,8 @@ pub enum FailureKind {
     Unreachable,
     /// Reached, but something in the guest is in the way.
     GuestSide,
+    /// A newer task holds the guest: nothing more may be done there.
+    Evicted,
 }
 
 impl FailureKind {

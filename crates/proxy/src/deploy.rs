@@ -5,7 +5,7 @@
 //! tasks left in those folders (after a power cut) is removed first, and reported.
 //!
 //! Knows nothing of SSH and nothing of what the component does. The folder's name is the contract with the component:
-//! `lull-` and a suffix; the sweep takes only 16 hexadecimal digits, owned by root.
+//! `lull-` and a suffix, after a dot the order's fence; the sweep takes only 16 hexadecimal digits and a fence, owned by root.
 
 mod script;
 
@@ -39,17 +39,18 @@ pub struct Deployed {
     pub notes: Vec<String>,
 }
 
-/// Deploys and starts `image`. On an error nothing of ours is left, as far as the guest can still be reached.
-pub async fn deploy(channel: &dyn GuestChannel, image: &Image) -> Result<Deployed, ChannelError> {
+/// Deploys and starts `image` for an order of this fence (0: none). On an error nothing of ours is left, as far as the guest can still
+/// be reached.
+pub async fn deploy(channel: &dyn GuestChannel, image: &Image, fence: u64) -> Result<Deployed, ChannelError> {
     let token = nonce();
-    let result = tokio::time::timeout(DEPLOY_LIMIT, attempts(channel, image, &token)).await;
+    let result = tokio::time::timeout(DEPLOY_LIMIT, attempts(channel, image, &token, fence)).await;
     let error = match result {
         Ok(Ok(deployed)) => return Ok(deployed),
         Ok(Err(error)) => error,
         Err(_) => failed(channel, FailureKind::GuestSide, format!("it took longer than {} s", DEPLOY_LIMIT.as_secs())),
     };
     if error.kind == FailureKind::GuestSide {
-        let sweep = script::remove_script(&token);
+        let sweep = script::remove_script(&token, fence);
         if let Err(e) = channel.exec_elevated(&sweep, b"", Limits::default()).await {
             tracing::warn!(guest = channel.describe(), "a folder lull-{token} may be left until the next task: {e}");
         }
@@ -97,7 +98,12 @@ fn thawed_line(line: &str) -> String {
 
 /// A folder that filled up while it was written to costs what was sent; then the next ones are tried. Packed first, and
 /// plain where the guest cannot unpack.
-async fn attempts(channel: &dyn GuestChannel, image: &Image, token: &str) -> Result<Deployed, ChannelError> {
+async fn attempts(
+    channel: &dyn GuestChannel,
+    image: &Image,
+    token: &str,
+    fence: u64,
+) -> Result<Deployed, ChannelError> {
     let mut report = Report::default();
     let mut folders = FOLDERS.to_vec();
     let mut transfer = match &image.packed {
@@ -105,12 +111,13 @@ async fn attempts(channel: &dyn GuestChannel, image: &Image, token: &str) -> Res
         None => Transfer::Plain(&image.plain),
     };
     loop {
-        let script = script::deploy_script(token, &folders, transfer);
-        match attempt(channel, &script, token, transfer, &mut report).await? {
+        let script = script::deploy_script(token, fence, &folders, transfer);
+        match attempt(channel, &script, (token, fence), transfer, &mut report).await? {
             Attempt::Deployed(client, hello) => {
                 let mut notes = report.notes;
                 notes.extend(hello.leftovers.iter().map(|left| format!("the component could not remove {left}")));
-                return Ok(Deployed { client, hello, folder: report.folder, swept: report.swept, notes });
+                let (folder, swept) = (report.folder, report.swept);
+                return Ok(Deployed { client: *client, hello, folder, swept, notes });
             }
             Attempt::CannotUnpack => transfer = Transfer::Plain(&image.plain),
             Attempt::NoFolder => {
@@ -126,7 +133,7 @@ async fn attempts(channel: &dyn GuestChannel, image: &Image, token: &str) -> Res
 }
 
 enum Attempt {
-    Deployed(RuntimeClient, Hello),
+    Deployed(Box<RuntimeClient>, Hello),
     /// The report says which and why.
     NoFolder,
     CannotUnpack,
@@ -135,7 +142,7 @@ enum Attempt {
 async fn attempt(
     channel: &dyn GuestChannel,
     script: &Script,
-    token: &str,
+    (token, fence): (&str, u64),
     transfer: Transfer<'_>,
     report: &mut Report,
 ) -> Result<Attempt, ChannelError> {
@@ -166,9 +173,14 @@ async fn attempt(
     }
     let mut client = RuntimeClient::new(Box::new(reader), writer);
     let hello = match client.hello().await {
-        Ok(hello) => hello,
+        Ok(Ok(hello)) => hello,
+        Ok(Err(held)) => {
+            let kind = if held.fence > fence { FailureKind::Evicted } else { FailureKind::GuestSide };
+            return Err(failed(channel, kind, held.message));
+        }
+        Err(CallError::Evicted) => return Err(failed(channel, FailureKind::Evicted, CallError::Evicted.to_string())),
         Err(CallError::Lost(_)) if forbidden(&stderr.text()) => {
-            channel.exec_elevated(&script::remove_script(token), b"", Limits::default()).await?;
+            channel.exec_elevated(&script::remove_script(token, fence), b"", Limits::default()).await?;
             let folder = report.folder.rsplit_once('/').map_or("", |(folder, _)| folder);
             report.refused.push((folder.into(), "noexec (programs are forbidden there)".into()));
             return Ok(Attempt::NoFolder);
@@ -179,7 +191,7 @@ async fn attempt(
         }
         Err(e) => return Err(failed(channel, FailureKind::GuestSide, explain(e.to_string()))),
     };
-    Ok(Attempt::Deployed(client, hello))
+    Ok(Attempt::Deployed(Box::new(client), hello))
 }
 
 /// Whether the shell's last word was that it may not run the component.
@@ -236,10 +248,10 @@ fn no_folder(channel: &dyn GuestChannel, report: &Report) -> ChannelError {
 }
 
 fn failed(channel: &dyn GuestChannel, kind: FailureKind, why: String) -> ChannelError {
-    ChannelError::new(
-        Hop::Deploy,
-        kind,
-        format!("the runtime component was not started on {}: {why}", channel.describe()),
-        "see the guest's log; the next task removes what this one may have left",
-    )
+    let remedy = match kind {
+        FailureKind::Evicted => "see what became of the newer task",
+        _ => "see the guest's log; the next task removes what this one may have left",
+    };
+    let what = format!("the runtime component was not started on {}: {why}", channel.describe());
+    ChannelError::new(Hop::Deploy, kind, what, remedy)
 }

@@ -38,6 +38,8 @@ pub fn of_channel(step: Step, error: &ChannelError) -> TaskFailure {
     let class = match error.kind {
         FailureKind::Refused => FailureClass::RefusedCredential,
         FailureKind::HostKey => FailureClass::ChangedHostKey,
+        // Whoever holds it now sees to the guest.
+        FailureKind::Evicted => FailureClass::ProxyLost,
         FailureKind::Unreachable if untouched => FailureClass::GuestUnreachable,
         // Final like a refusal, but something of ours may have come into the guest.
         FailureKind::Unknown | FailureKind::Unreachable | FailureKind::GuestSide => FailureClass::GuestSide,
@@ -52,14 +54,13 @@ pub fn of_call(step: Step, what: &str, error: &CallError) -> TaskFailure {
         CallError::TimedOut { .. } => "see whether the guest is overloaded or a disk hangs",
         CallError::Lost(_) => "see whether the guest restarted, or killed the component for lack of memory",
         CallError::Protocol(_) => "report this: proxy and component do not belong together",
+        CallError::Evicted => "see what became of the newer task",
     };
-    TaskFailure {
-        step: Some(step),
-        hop: Hop::Runtime,
-        cause: format!("{what}: {error}"),
-        remedy: remedy.into(),
-        class: FailureClass::GuestSide,
-    }
+    let class = match error {
+        CallError::Evicted => FailureClass::ProxyLost,
+        _ => FailureClass::GuestSide,
+    };
+    TaskFailure { step: Some(step), hop: Hop::Runtime, cause: format!("{what}: {error}"), remedy: remedy.into(), class }
 }
 
 /// A failure of the hypervisor or of the repository behind it.

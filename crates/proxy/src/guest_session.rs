@@ -13,9 +13,9 @@ pub use index::IndexEnd;
 pub use window::{Inside, Pulse};
 
 use crate::access::{Elevation, GuestAccess, HostKey};
-use crate::cancel::Cancel;
+use crate::cancel::{Cancel, EVICTED};
 use crate::carried::Image;
-use crate::channel::{ChannelError, GuestChannel};
+use crate::channel::{ChannelError, FailureKind, GuestChannel, Hop};
 use crate::deploy;
 use crate::evidence::{Window, application_failures};
 use crate::failure::{self, Stop};
@@ -128,6 +128,8 @@ pub struct GuestSession<'a> {
     reporter: Reporter,
     cancel: Cancel,
     vm_name: String,
+    /// Of the order, 0 without one: newer ones than this are not ours.
+    fence: u64,
     channel: Option<Box<dyn GuestChannel>>,
     component: Option<(RuntimeClient, Hello)>,
     armed: Option<(FreezeId, Armed)>,
@@ -158,6 +160,7 @@ impl<'a> GuestSession<'a> {
             reporter,
             cancel,
             vm_name: vm_name.into(),
+            fence: 0,
             channel: None,
             component: None,
             armed: None,
@@ -169,6 +172,12 @@ impl<'a> GuestSession<'a> {
         }
     }
 
+    /// For an order with this fence.
+    pub fn of_fence(mut self, fence: u64) -> Self {
+        self.fence = fence;
+        self
+    }
+
     /// Goes on over a connection that is there.
     pub fn over(mut self, channel: Box<dyn GuestChannel>) -> Self {
         self.channel = Some(channel);
@@ -177,6 +186,7 @@ impl<'a> GuestSession<'a> {
 
     /// Connects and logs in.
     pub async fn connect(&mut self) -> Result<String, Stop> {
+        self.cancel.enter().await?;
         let connected = self.cancel.or(self.connector.connect()).await?;
         let (channel, seen) = connected.map_err(|e| self.failed(Step::Connect, e))?;
         tell_accepted(&self.reporter, seen.as_ref());
@@ -187,10 +197,12 @@ impl<'a> GuestSession<'a> {
 
     /// Puts the component there and starts it.
     pub async fn deploy(&mut self) -> Result<String, Stop> {
-        let (image, cancel) = (self.image, self.cancel.clone());
+        let (image, cancel, fence) = (self.image, self.cancel.clone(), self.fence);
+        cancel.enter().await?;
         let channel = self.channel(Step::Deploy)?;
-        let deployed = cancel.or(deploy::deploy(channel, image)).await?;
-        let deployed = deployed.map_err(|e| self.failed(Step::Deploy, e))?;
+        let deployed = cancel.or(deploy::deploy(channel, image, fence)).await?;
+        let mut deployed = deployed.map_err(|e| self.failed(Step::Deploy, e))?;
+        deployed.client.on_eviction(cancel);
         for folder in &deployed.swept {
             self.reporter.info(format!("removed {folder}, which an earlier task had left"));
         }
@@ -202,24 +214,39 @@ impl<'a> GuestSession<'a> {
         Ok(line)
     }
 
-    fn failed(&mut self, step: Step, error: ChannelError) -> TaskFailure {
+    fn failed(&mut self, step: Step, error: ChannelError) -> Stop {
         self.note(&error);
-        failure::of_channel(step, &error)
+        self.unless_evicted(failure::of_channel(step, &error))
+    }
+
+    /// Why a step ended: its failure, or the newer task that took the guest.
+    fn unless_evicted(&self, failure: TaskFailure) -> Stop {
+        if self.cancel.is_evicted() { Stop::Cancelled(EVICTED.into()) } else { failure.into() }
     }
 
     /// Remembers what must not be tried again, and tells of the host keys.
     fn note(&mut self, error: &ChannelError) {
         tell_keys(&self.reporter, error);
+        if error.kind == FailureKind::Evicted {
+            self.cancel.evict();
+        }
         if error.kind.ends_attempts() && self.refused.is_none() {
             self.refused = Some(error.clone());
         }
     }
 
-    /// A new connection, unless the guest refused the credential already.
-    async fn another_login(&mut self) -> Result<Box<dyn GuestChannel>, ChannelError> {
-        if let Some(refused) = &self.refused {
-            return Err(refused.clone());
+    /// An error where nothing more may be done in the guest: it refused the credential, or is a newer task's.
+    fn may_go_on(&self) -> Result<(), ChannelError> {
+        if self.cancel.is_evicted() {
+            let (kind, remedy) = (FailureKind::Evicted, "see what became of the newer task");
+            return Err(ChannelError::new(Hop::Runtime, kind, EVICTED, remedy));
         }
+        self.refused.clone().map_or(Ok(()), Err)
+    }
+
+    /// A new connection, unless nothing more may be done in the guest.
+    async fn another_login(&mut self) -> Result<Box<dyn GuestChannel>, ChannelError> {
+        self.may_go_on()?;
         match self.connector.connect().await {
             Ok((channel, seen)) => {
                 tell_accepted(&self.reporter, seen.as_ref());
@@ -300,7 +327,7 @@ impl<'a> GuestSession<'a> {
             Ok(_) => Ok(String::new()),
             Err(e) => {
                 let failure = failure::of_call(Step::Release, "the applications were not told to go on", &e);
-                Err(self.give_up(&e, failure).into())
+                Err(self.give_up(&e, failure))
             }
         }
     }
@@ -321,19 +348,25 @@ impl<'a> GuestSession<'a> {
 
     /// A fresh look into the guest, over the same connection or a new one.
     pub async fn look(&mut self) -> Result<receipt::GuestLook, ChannelError> {
-        if let Some(refused) = &self.refused {
-            return Err(refused.clone());
-        }
+        self.may_go_on()?;
         if let Some(channel) = &self.channel {
             match receipt::look(channel.as_ref()).await {
                 Err(error) => self.note(&error),
-                found => return found,
+                Ok(look) => return self.own(look),
             }
         }
         let channel = self.another_login().await?;
         let look = receipt::look(channel.as_ref()).await;
         self.channel = Some(channel);
-        look.inspect_err(|error| self.note(error))
+        look.inspect_err(|error| self.note(error)).and_then(|look| self.own(look))
+    }
+
+    /// What was found, unless it is a newer task's.
+    fn own(&self, look: receipt::GuestLook) -> Result<receipt::GuestLook, ChannelError> {
+        if look.has_newer(self.fence) {
+            self.cancel.evict();
+        }
+        self.may_go_on().map(|()| look)
     }
 
     /// What the logins left, rightly.
@@ -348,24 +381,23 @@ impl<'a> GuestSession<'a> {
 
     /// A new component where the last one was lost: for what must run after it.
     pub async fn redeploy(&mut self) -> Result<(), ChannelError> {
-        if let Some(refused) = &self.refused {
-            return Err(refused.clone());
-        }
+        self.may_go_on()?;
         let channel = match self.channel.take() {
             Some(channel) => channel,
             None => self.another_login().await?,
         };
-        let (channel, deployed) = match deploy::deploy(channel.as_ref(), self.image).await {
+        let (channel, deployed) = match deploy::deploy(channel.as_ref(), self.image, self.fence).await {
             Ok(deployed) => (channel, Ok(deployed)),
             Err(error) => {
                 self.note(&error);
                 let channel = self.another_login().await?;
-                let deployed = deploy::deploy(channel.as_ref(), self.image).await;
+                let deployed = deploy::deploy(channel.as_ref(), self.image, self.fence).await;
                 (channel, deployed)
             }
         };
         self.channel = Some(channel);
-        let deployed = deployed.inspect_err(|error| self.note(error))?;
+        let mut deployed = deployed.inspect_err(|error| self.note(error))?;
+        deployed.client.on_eviction(self.cancel.clone());
         self.component = Some((deployed.client, deployed.hello));
         Ok(())
     }
@@ -393,7 +425,7 @@ impl<'a> GuestSession<'a> {
         let client = self.client(step)?;
         let id = match client.send(command).await {
             Ok(id) => id,
-            Err(e) => return Err(self.give_up(&e, failure::of_call(step, what, &e)).into()),
+            Err(e) => return Err(self.give_up(&e, failure::of_call(step, what, &e))),
         };
         let until = Instant::now() + limit;
         let client = self.client(step)?;
@@ -408,15 +440,15 @@ impl<'a> GuestSession<'a> {
         for note in notes {
             self.reporter.info(note);
         }
-        Ok(answer.map_err(|e| self.give_up(&e, failure::of_call(step, what, &e)))?)
+        answer.map_err(|e| self.give_up(&e, failure::of_call(step, what, &e)))
     }
 
     /// A component that was lost is not asked again: what must still run gets a new one.
-    fn give_up(&mut self, error: &CallError, failure: TaskFailure) -> TaskFailure {
-        if matches!(error, CallError::Lost(_) | CallError::Protocol(_)) {
+    fn give_up(&mut self, error: &CallError, failure: TaskFailure) -> Stop {
+        if error.ends_component() {
             self.component = None;
         }
-        failure
+        self.unless_evicted(failure)
     }
 
     /// Waits for the end of a command that was given up: the component does one thing at a time.

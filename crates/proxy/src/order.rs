@@ -17,6 +17,8 @@ pub struct TaskSpec {
     pub task_id: String,
     /// Number of the task's lease.
     pub epoch: u64,
+    /// Grows with every order; a guest that a newer one holds is left alone. 0: none.
+    pub fence: u64,
     /// The VM's name.
     pub vm_name: String,
     /// How to reach the guest; nothing where it is not to be touched.
@@ -138,8 +140,9 @@ impl TaskSpec {
         }
         let (last_proxy, because) = (order.last_proxy, order.left_alone_because);
         let left_alone_because = Some(because).filter(|because| !because.is_empty());
-        let (task_id, epoch) = (order.task_id, order.epoch);
-        let spec = TaskSpec { task_id, epoch, vm_name, guest, qemu, settings, work, last_proxy, left_alone_because };
+        let (task_id, epoch, fence) = (order.task_id, order.epoch, order.fence);
+        let spec =
+            TaskSpec { task_id, epoch, fence, vm_name, guest, qemu, settings, work, last_proxy, left_alone_because };
         spec.lease().check().map_err(|what| BadOrder(format!("the order for VM {}: {what}", spec.vm_name)))?;
         Ok(spec)
     }

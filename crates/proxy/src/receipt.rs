@@ -3,6 +3,7 @@
 //!
 //! What we look for: processes of a component, deployment folders, the lock's folder, mounts. Knows nothing of tasks.
 
+use crate::cancel::EVICTED;
 use crate::carried::Image;
 use crate::channel::{ChannelError, Exit, FailureKind, GuestChannel, Hop, Limits, Script, shell_word};
 use crate::deploy;
@@ -13,11 +14,13 @@ const LOCK_FOLDER: &str = "/run/lull.lock";
 const THAW_LIMIT: Duration = Duration::from_secs(20);
 /// What the thaw by hand says where it cannot.
 const NO_FSFREEZE: &str = "no fsfreeze";
+/// And where it must not.
+const NEWER: &str = "newer";
 
 /// What of ours is in a guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GuestLook {
-    /// Components that run: process and program.
+    /// Root's components that run: process and program.
     pub processes: Vec<(u32, String)>,
     /// Files and folders.
     pub files: Vec<String>,
@@ -28,6 +31,11 @@ pub struct GuestLook {
 }
 
 impl GuestLook {
+    /// Whether a component of a newer order than that of `fence` runs. Then nothing else that is there is certainly ours.
+    pub fn has_newer(&self, fence: u64) -> bool {
+        fence > 0 && self.processes.iter().any(|(_, program)| fence_of(program).is_some_and(|other| other > fence))
+    }
+
     /// One line for each thing that is left; empty is the promise.
     pub fn left(&self) -> Vec<String> {
         let processes = self.processes.iter().map(|(pid, program)| format!("process {pid} ({program})"));
@@ -35,6 +43,13 @@ impl GuestLook {
         let mounts = self.mounts.iter().map(|mount| format!("mount {mount}"));
         processes.chain(self.files.iter().cloned()).chain(lock).chain(mounts).collect()
     }
+}
+
+/// The fence in a component's path: `…/lull-SUFFIX.FENCE/lull-runtime (deleted)`.
+fn fence_of(program: &str) -> Option<u64> {
+    let (folder, _) = program.rsplit_once("/lull-runtime")?;
+    let (_, fence) = folder.rsplit_once('/').map_or(folder, |(_, name)| name).split_once('.')?;
+    fence.parse().ok()
 }
 
 /// Looks. Starts three programs in the guest.
@@ -49,10 +64,10 @@ pub async fn look_when_gone(channel: &dyn GuestChannel, patience: Duration) -> R
     let places = deploy::FOLDERS.map(|folder| format!("{folder}/lull-{digits}*")).join(" ");
     let script = format!(
         r#"n=0;
-        while [ $n -lt {tries} ] && ls -l /proc/[0-9]*/exe 2>/dev/null | grep -q "/lull-[0-9a-f]*/lull-runtime"; do
+        while [ $n -lt {tries} ] && ls -l /proc/[0-9]*/exe 2>/dev/null | grep -q "/lull-[0-9a-f.]*/lull-runtime"; do
           sleep 0.2; n=$(($n + 1));
         done;
-        ls -l /proc/[0-9]*/exe 2>/dev/null | grep "/lull-[0-9a-f]*/lull-runtime";
+        ls -l /proc/[0-9]*/exe 2>/dev/null | grep "/lull-[0-9a-f.]*/lull-runtime";
         for o in {places}; do if [ -e $o ]; then echo "file $o"; fi; done;
         if [ -d {LOCK_FOLDER} ]; then echo "lock"; fi;
         while read -r a b c; do case $b in */lull-*) echo "mount $b";; esac; done </proc/mounts;
@@ -84,6 +99,8 @@ fn parse(text: &str) -> GuestLook {
             look.mounts.push(mount.into());
         } else if let Some((left, program)) = line.split_once(" -> ")
             && let Some(pid) = left.rsplit("/proc/").next().and_then(|rest| rest.strip_suffix("/exe")?.parse().ok())
+            // Anybody can call his program as he likes.
+            && matches!(left.split_whitespace().nth(2), Some("root" | "0"))
         {
             look.processes.push((pid, program.into()));
         }
@@ -91,11 +108,27 @@ fn parse(text: &str) -> GuestLook {
     look
 }
 
-/// Removes folders that earlier tasks left; which.
-pub async fn sweep(channel: &dyn GuestChannel) -> Result<Vec<String>, ChannelError> {
-    let output = channel.exec_elevated(&deploy::sweep_script(), b"", Limits::default()).await?;
+/// Removes folders that earlier tasks left, but for those of newer orders than that of `fence`; which.
+pub async fn sweep(channel: &dyn GuestChannel, fence: u64) -> Result<Vec<String>, ChannelError> {
+    let output = channel.exec_elevated(&deploy::sweep_script(fence), b"", Limits::default()).await?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     Ok(text.lines().filter_map(|line| line.strip_prefix("~ ")).map(str::to_string).collect())
+}
+
+/// Asks components to thaw, to undo and to go. One that stands still hears it too.
+pub async fn ask_to_go(channel: &dyn GuestChannel, look: &GuestLook) -> Result<(), ChannelError> {
+    let pids: Vec<String> = look.processes.iter().map(|(pid, _)| pid.to_string()).collect();
+    let script = format!(
+        r#"for p in {}; do
+          if read -r name </proc/$p/comm; then
+            if [ "$name" = lull-watchdog ]; then :; else kill -USR2 $p; fi; kill -CONT $p;
+          fi;
+        done 2>/dev/null; exit 0"#,
+        pids.join(" ")
+    );
+    let script = Script::new("ask the component of an earlier task to go", &script);
+    channel.exec_elevated(&script, b"", Limits::default()).await?;
+    Ok(())
 }
 
 /// Ends components whose proxy is gone: their main process is killed, and the watchdog then thaws and ends by itself. A
@@ -132,6 +165,7 @@ pub async fn remove_lock(channel: &dyn GuestChannel) -> Result<(), ChannelError>
 pub async fn watchdog_or_by_hand(
     channel: &dyn GuestChannel,
     image: &Image,
+    fence: u64,
     pids: &[u32],
     mount_points: &[String],
     patience: Duration,
@@ -146,7 +180,21 @@ pub async fn watchdog_or_by_hand(
         if [ -z "$a" ]; then if [ -d {LOCK_FOLDER} ]; then :; else echo watchdog; exit 0; fi; fi;"#,
         tries = patience.as_millis() / 200
     );
-    run_thaw(channel, image, &wait, mount_points, patience).await
+    run_thaw(channel, image, &(wait + &unless_newer(fence)), mount_points, patience).await
+}
+
+/// Ends a script where a newer order's component runs: what is frozen then may be its own.
+fn unless_newer(fence: u64) -> String {
+    if fence == 0 {
+        return String::new();
+    }
+    format!(
+        r#" n=$(ls -l /proc/[0-9]*/exe 2>/dev/null | while read -r a b u r; do
+          case "$u $r" in ("root "*/lull-*.*/lull-runtime*)
+            f=${{r%/lull-runtime*}}; if [ "${{f##*.}}" -gt {fence} ] 2>/dev/null; then echo y; fi;;
+          esac;
+        done); if [ -n "$n" ]; then echo {NEWER}; exit 0; fi;"#
+    )
 }
 
 /// Why a thaw by hand could not be confirmed.
@@ -156,17 +204,19 @@ pub struct NotThawed {
     why: String,
     /// The way into the guest failed with this.
     pub channel: Option<Box<ChannelError>>,
+    /// A newer order's component holds the guest: nothing was tried.
+    pub newer: bool,
 }
 
 impl From<String> for NotThawed {
     fn from(why: String) -> Self {
-        NotThawed { why, channel: None }
+        NotThawed { why, channel: None, newer: false }
     }
 }
 
 impl From<ChannelError> for NotThawed {
     fn from(error: ChannelError) -> Self {
-        NotThawed { why: error.to_string(), channel: Some(Box::new(error)) }
+        NotThawed { why: error.to_string(), channel: Some(Box::new(error)), newer: false }
     }
 }
 
@@ -175,9 +225,10 @@ impl From<ChannelError> for NotThawed {
 pub async fn thaw_by_hand(
     channel: &dyn GuestChannel,
     image: &Image,
+    fence: u64,
     mount_points: &[String],
 ) -> Result<String, NotThawed> {
-    run_thaw(channel, image, "", mount_points, Duration::ZERO).await
+    run_thaw(channel, image, &unless_newer(fence), mount_points, Duration::ZERO).await
 }
 
 async fn run_thaw(
@@ -203,6 +254,9 @@ async fn run_thaw(
     let limits = Limits { timeout: patience + THAW_LIMIT, ..Limits::default() };
     let output = channel.exec_elevated(&Script::new("thaw by hand", &script), b"", limits).await?;
     let said = String::from_utf8_lossy(&output.stdout);
+    if said.trim_end() == NEWER {
+        return Err(NotThawed { why: EVICTED.into(), channel: None, newer: true });
+    }
     if said.trim_end() != NO_FSFREEZE {
         return Ok(judge_thaw(&said, mount_points.len())?);
     }
@@ -245,6 +299,18 @@ mod tests {
             ]
         );
         assert!(parse("end\n").left().is_empty());
+    }
+
+    #[test]
+    fn only_roots_components_count_and_their_path_tells_whether_they_are_newer() {
+        let line = |pid: u32, user: &str, folder: &str| {
+            format!("lrwxrwxrwx 1 {user} {user} 0 Nov 22 12:00 /proc/{pid}/exe -> {folder}/lull-runtime (deleted)\n")
+        };
+        let look =
+            parse(&(line(1, "user", "/home/user/lull-0.99") + &line(2, "root", "/run/lull-00c0ffee00c0ffee.17")));
+        assert_eq!(look.processes.len(), 1);
+        assert!(look.has_newer(16) && !look.has_newer(17) && !look.has_newer(0));
+        assert!(!parse(&line(2, "0", "/run/lull-00c0ffee00c0ffee")).has_newer(1));
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Sees to it that a guest is thawed and swept and that the hypervisor holds nothing of ours, whatever an earlier task left.
 //!
-//! Needs no memory of that task but for its script: it looks, waits for a running watchdog to end, evicts a component whose
-//! proxy is gone, thaws by hand where component and watchdog were killed together (the lock's folder tells), sweeps, and runs
+//! Needs no memory of that task but for its script: it looks, waits for a running watchdog to end, evicts a component of an older order or
+//! whose proxy is gone (but leaves a guest alone that a newer order's component holds), thaws by hand where component and watchdog were killed together (the lock's folder tells), sweeps, and runs
 //! the post-thaw script where one is owed. Idempotent but for that.
 
-use crate::cancel::Cancel;
+use crate::cancel::{Cancel, EVICTED};
 use crate::carried::Image;
 use crate::channel::{ChannelError, GuestChannel, Limits, Script, shell_word};
 use crate::failure::{self, Stop};
@@ -27,10 +27,14 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_millis(LEASE_MS_DEFAULT + 2_000);
 /// An evicted component's watchdog thaws at once, unless a `FIFREEZE` is in flight.
 const GONE_WITHIN: Duration = Duration::from_secs(60);
+/// A component of an older order that was asked to go thaws, undoes and goes within this time.
+const GO_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 
 /// What to see to.
 pub struct Recovery<'a> {
+    /// Of the order; older ones' components go at once, newer ones' are left alone. 0: none.
+    pub fence: u64,
     /// The VM's name, for people.
     pub vm_name: String,
     /// The way into the guest, where there is anything to see to.
@@ -72,6 +76,8 @@ pub async fn run(recovery: Recovery<'_>, reporter: Reporter, cancel: Cancel) -> 
                 receipt.left_in_guest = look.left();
                 receipt.rightly_remains = connector.rightly_remains();
             }
+            // Then the hypervisor is its as well.
+            Ok(Err(error)) if cancel.is_evicted() => return failed(&error, receipt),
             Ok(Err(error)) => failure = Some(error),
             Err(_) => return cancelled(receipt),
         }
@@ -136,6 +142,11 @@ pub async fn run(recovery: Recovery<'_>, reporter: Reporter, cancel: Cancel) -> 
     }
 }
 
+fn failed(failure: &TaskFailure, receipt: v1::Receipt) -> v1::Finished {
+    let failure_json = serde_json::to_string(failure).unwrap_or_default();
+    v1::Finished { outcome: "failed".into(), failure_json, receipt: Some(receipt), ..Default::default() }
+}
+
 fn cancelled(receipt: v1::Receipt) -> v1::Finished {
     v1::Finished { outcome: "cancelled".into(), receipt: Some(receipt), ..Default::default() }
 }
@@ -154,7 +165,7 @@ async fn recover_guest(
     let (channel, _) = told(reporter, Step::Connect, began, connected, |(channel, _)| channel.describe())?;
 
     let began = reporter.started(Step::Thaw, "");
-    let thawed = thaw(channel.as_ref(), connector, recovery, reporter).await;
+    let thawed = thaw(channel.as_ref(), connector, recovery, reporter, cancel).await;
     let outcome = if thawed.is_ok() { StepOutcome::Ok } else { StepOutcome::Failed };
     let line = match &thawed {
         Ok(line) => line.clone(),
@@ -164,14 +175,14 @@ async fn recover_guest(
     thawed?;
 
     let began = reporter.started(Step::Remove, "");
-    let swept = receipt::sweep(channel.as_ref()).await;
+    let swept = receipt::sweep(channel.as_ref(), recovery.fence).await;
     told(reporter, Step::Remove, began, swept, |swept| match swept.as_slice() {
         [] => "nothing was left".to_string(),
         folders => format!("removed {}", folders.join(", ")),
     })?;
 
-    let mut guest =
-        GuestSession::new(connector, recovery.image, &recovery.vm_name, reporter.clone(), cancel.clone()).over(channel);
+    let guest = GuestSession::new(connector, recovery.image, &recovery.vm_name, reporter.clone(), cancel.clone());
+    let mut guest = guest.of_fence(recovery.fence).over(channel);
     if let Some(settings) = &recovery.post_script {
         owed_script(&mut guest, settings, reporter).await?;
     }
@@ -267,13 +278,39 @@ async fn thaw(
     connector: &dyn Connector,
     recovery: &Recovery<'_>,
     reporter: &Reporter,
+    cancel: &Cancel,
 ) -> Result<String, TaskFailure> {
     let of_channel = |e: ChannelError| of_channel(Step::Thaw, &e);
-    let mut look = wait_until_gone(channel, PATIENCE).await.map_err(of_channel)?;
+    let fence = recovery.fence;
+    let left_to_newer = || {
+        cancel.evict();
+        let remedy = "see what became of the newer task";
+        failure::of(Step::Thaw, Hop::Runtime, FailureClass::ProxyLost, EVICTED, remedy)
+    };
+    // One of an older order has no business here any more; where the order has no fence, it may just be about to end.
+    let mut look = match fence {
+        0 => wait_until_gone(channel, PATIENCE).await,
+        _ => receipt::look(channel).await,
+    };
+    if let (Ok(found), 1..) = (&look, fence)
+        && !found.processes.is_empty()
+        && !found.has_newer(fence)
+    {
+        reporter.info("a component of an earlier task still runs and is asked to go");
+        receipt::ask_to_go(channel, found).await.map_err(of_channel)?;
+        look = wait_until_gone(channel, GO_WITHIN).await;
+    }
+    let mut look = look.map_err(of_channel)?;
+    if look.has_newer(fence) {
+        return Err(left_to_newer());
+    }
     if !look.processes.is_empty() {
         reporter.info("a component of an earlier task still runs and is ended");
         receipt::evict(channel, &look).await.map_err(of_channel)?;
         look = wait_until_gone(channel, GONE_WITHIN).await.map_err(of_channel)?;
+    }
+    if look.has_newer(fence) {
+        return Err(left_to_newer());
     }
     if !look.processes.is_empty() {
         let cause = format!("{} does not end", look.left().join(", "));
@@ -292,13 +329,14 @@ async fn thaw(
     // Nobody who could say what it froze is alive: whatever it may have frozen is thawed.
     let thawed = match mount_points.as_slice() {
         [] => Ok("nothing that it may have frozen is mounted".into()),
-        _ => receipt::thaw_by_hand(channel, recovery.image, &mount_points).await,
+        _ => receipt::thaw_by_hand(channel, recovery.image, fence, &mount_points).await,
     };
     match thawed {
         Ok(line) => {
             receipt::remove_lock(channel).await.map_err(of_channel)?;
             Ok(format!("component and watchdog were killed or gave up; {line}"))
         }
+        Err(why) if why.newer => Err(left_to_newer()),
         Err(why) => {
             let refused = why.channel.as_ref().is_some_and(|error| error.kind.ends_attempts());
             let class = if refused { FailureClass::RefusedCredential } else { FailureClass::FileSystem };
@@ -406,6 +444,7 @@ mod tests {
         let repository_dir = folder.path().join("repository");
         let hypervisor = Some(HypervisorSweep { qemu, repository_dir, bitmaps_owed: vec![], unrecorded: None });
         let recovery = Recovery {
+            fence: 0,
             vm_name: "shop".into(),
             connector: None,
             maybe_frozen: false,

@@ -1,4 +1,4 @@
-//! Tells the backup server what happens, in order and without gaps.
+//! Tells the backup server what happens, in order; what lasts is numbered without gaps.
 //!
 //! Telling never waits: events go into memory, and inside the freeze window they are kept there until the guest is thawed,
 //! so that nothing of ours competes with the snapshot. Only frames of a listing wait, for room: there are many of them, and who hears
@@ -20,7 +20,12 @@ use tonic::Status;
 pub type Sent = Result<v1::TaskEvent, Status>;
 
 /// Frames of a listing that were told and not heard yet; each has at most 256 KiB.
-const FRAMES_UNDER_WAY_MAX: usize = 16;
+pub const FRAMES_UNDER_WAY_MAX: usize = 16;
+
+/// Whether an event has no number: who did not hear it misses nothing but a moment, or (a frame) knows it by its own.
+pub fn is_fleeting(event: &Event) -> bool {
+    matches!(event, Event::Progress(_) | Event::LeaseAsked(_) | Event::IndexFrame(_))
+}
 
 /// Tells one caller about one piece of work. Clones tell the same caller.
 #[derive(Clone)]
@@ -29,6 +34,8 @@ pub struct Reporter(Arc<Mutex<Inner>>);
 struct Inner {
     to: mpsc::UnboundedSender<Sent>,
     seq: u64,
+    /// Frames of a listing that were told.
+    frames: u64,
     /// Filled while events are held back.
     held: Option<Vec<v1::TaskEvent>>,
     warnings: Vec<String>,
@@ -54,6 +61,17 @@ impl Told {
         let sent = self.from.try_recv()?;
         self.heard(Some(&sent));
         Ok(sent)
+    }
+
+    /// The next event. Frames take their room until somebody gives it back.
+    pub async fn recv_unheard(&mut self) -> Option<v1::TaskEvent> {
+        // A reporter sends nothing but events.
+        self.from.recv().await.and_then(Result::ok)
+    }
+
+    /// What frames wait for.
+    pub fn room(&self) -> Arc<Semaphore> {
+        self.room.clone()
     }
 
     fn heard(&self, sent: Option<&Sent>) {
@@ -114,7 +132,7 @@ impl Reporter {
     pub fn new() -> (Reporter, Told) {
         let (to, from) = mpsc::unbounded_channel();
         let room = Arc::new(Semaphore::new(FRAMES_UNDER_WAY_MAX));
-        let inner = Inner { to, seq: 0, held: None, warnings: Vec::new(), room: room.clone() };
+        let inner = Inner { to, seq: 0, frames: 0, held: None, warnings: Vec::new(), room: room.clone() };
         (Reporter(Arc::new(Mutex::new(inner))), Told { from, room })
     }
 
@@ -131,9 +149,13 @@ impl Reporter {
     /// Tells one event.
     pub fn tell(&self, event: Event) {
         let mut inner = self.inner();
-        inner.seq += 1;
+        let fleeting = is_fleeting(&event);
+        if !fleeting {
+            inner.seq += 1;
+        }
+        let seq = if fleeting { 0 } else { inner.seq };
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let event = v1::TaskEvent { seq: inner.seq, at_us: since_epoch.as_micros() as i64, event: Some(event) };
+        let event = v1::TaskEvent { seq, at_us: since_epoch.as_micros() as i64, event: Some(event) };
         match &mut inner.held {
             Some(held) => held.push(event),
             // A caller that is gone is noticed elsewhere; the work is ended in order.
@@ -147,7 +169,12 @@ impl Reporter {
         // Closed: nobody listens, which is noticed elsewhere.
         if let Ok(permit) = room.acquire().await {
             permit.forget();
-            self.tell(Event::IndexFrame(v1::IndexFrame { compressed }));
+            let number = {
+                let mut inner = self.inner();
+                inner.frames += 1;
+                inner.frames
+            };
+            self.tell(Event::IndexFrame(v1::IndexFrame { compressed, number }));
         }
     }
 

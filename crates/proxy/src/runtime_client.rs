@@ -3,14 +3,18 @@
 //! Nothing here runs by itself: bytes are read only while somebody awaits an answer, so a renewal can only come from code
 //! that makes progress. Knows nothing of what a command does.
 
+use crate::cancel::Cancel;
 use lull_guest_wire::listing::COMPRESSED_BYTES_MAX;
 use lull_guest_wire::{
-    Answer, Command, Event, FrameError, FromRuntime, Hello, ListingFrame, Refusal, ToRuntime, frame,
+    Answer, Command, Event, FrameError, FromRuntime, Held, Hello, ListingFrame, Refusal, ToRuntime, frame,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
+
+/// What a component said before its channel broke is there, or nearly.
+const LAST_WORD_LIMIT: Duration = Duration::from_secs(1);
 
 /// Why a command has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -30,12 +34,20 @@ pub enum CallError {
     /// It does not speak as it should.
     #[error("the runtime component answered what was not asked: {0}")]
     Protocol(String),
+    /// A newer task's component came: this one has thawed, ended and gone.
+    #[error("a newer task holds the guest")]
+    Evicted,
 }
 
 impl CallError {
     /// True where the component itself said no, so that nothing is left open.
     pub fn is_refusal(&self) -> bool {
         matches!(self, CallError::Refused(_))
+    }
+
+    /// True where the component will not answer any more.
+    pub fn ends_component(&self) -> bool {
+        matches!(self, CallError::Lost(_) | CallError::Protocol(_) | CallError::Evicted)
     }
 }
 
@@ -67,6 +79,7 @@ pub struct RuntimeClient {
     /// Answers that came while another one was awaited.
     waiting: BTreeMap<u32, Result<Answer, Refusal>>,
     notes: Vec<String>,
+    evicted: Cancel,
 }
 
 impl std::fmt::Debug for RuntimeClient {
@@ -82,13 +95,20 @@ impl RuntimeClient {
         writer: Box<dyn AsyncWrite + Send + Sync + Unpin>,
     ) -> Self {
         let buffer = Vec::with_capacity(64 * 1024);
-        RuntimeClient { reader, writer, buffer, next_id: 1, waiting: BTreeMap::new(), notes: Vec::new() }
+        let (waiting, notes, evicted) = (BTreeMap::new(), Vec::new(), Cancel::default());
+        RuntimeClient { reader, writer, buffer, next_id: 1, waiting, notes, evicted }
     }
 
-    /// Its first word.
-    pub async fn hello(&mut self) -> Result<Hello, CallError> {
+    /// Whom to tell when the component has to make room for a newer task's.
+    pub fn on_eviction(&mut self, evicted: Cancel) {
+        self.evicted = evicted;
+    }
+
+    /// Its first word; or who holds the guest instead of it.
+    pub async fn hello(&mut self) -> Result<Result<Hello, Held>, CallError> {
         match self.message().await? {
-            FromRuntime::Hello(hello) => Ok(hello),
+            FromRuntime::Hello(hello) => Ok(Ok(hello)),
+            FromRuntime::Held(held) => Ok(Err(held)),
             other => Err(CallError::Protocol(format!("{other:?} instead of its first word"))),
         }
     }
@@ -102,8 +122,23 @@ impl RuntimeClient {
             self.writer.write_all(&bytes).await?;
             self.writer.flush().await
         };
-        write.await.map_err(|e| CallError::Lost(e.to_string()))?;
-        Ok(id)
+        match write.await {
+            Ok(()) => Ok(id),
+            Err(e) => Err(self.last_word(CallError::Lost(e.to_string())).await),
+        }
+    }
+
+    /// A component that takes no more commands may have said why.
+    async fn last_word(&mut self, lost: CallError) -> CallError {
+        let until = Instant::now() + LAST_WORD_LIMIT;
+        loop {
+            match tokio::time::timeout_at(until, self.message()).await {
+                Ok(Ok(FromRuntime::Reply { id, result })) => drop(self.waiting.insert(id, result)),
+                Ok(Ok(_)) => {}
+                Ok(Err(CallError::Evicted)) => return CallError::Evicted,
+                Ok(Err(_)) | Err(_) => return lost,
+            }
+        }
     }
 
     /// The answer to the command with this number. Dropping the future loses nothing: the answer can be awaited again.
@@ -164,7 +199,11 @@ impl RuntimeClient {
                         self.notes.push(note);
                     }
                 }
-                FromRuntime::Hello(_) => return Err(CallError::Protocol("a second first word".into())),
+                FromRuntime::Hello(_) | FromRuntime::Held(_) => {
+                    return Err(CallError::Protocol("a second first word".into()));
+                }
+                // It ends every wait for a message.
+                FromRuntime::Evicted => return Err(CallError::Evicted),
             }
         }
     }
@@ -173,6 +212,10 @@ impl RuntimeClient {
     async fn message(&mut self) -> Result<FromRuntime, CallError> {
         loop {
             if let Some(message) = frame::take(&mut self.buffer)? {
+                if message == FromRuntime::Evicted {
+                    self.evicted.evict();
+                    return Err(CallError::Evicted);
+                }
                 return Ok(message);
             }
             match self.reader.read_buf(&mut self.buffer).await {

@@ -1,61 +1,59 @@
 //! Answers the calls of `proxy-wire` on one connection to the backup server.
 //!
 //! Does not know how the connection came to be: the embedded proxy gets an in-memory stream, a remote one a socket that
-//! it dialled itself. Ends when the connection does, after every running task has come to its end.
+//! it dialled itself. Tasks are the [`desk`](crate::desk)'s, and outlive the connection; recoveries and tests belong to their call and are
+//! cancelled when it ends.
 
 use crate::access::{BadOrder, GuestAccess};
 use crate::cancel::Cancel;
-use crate::carried::{self, Image};
-use crate::guest_session::{Connector, SshConnector};
-use crate::networks;
+use crate::carried::Image;
+use crate::desk::{self, Desk, Events, Hands};
+use crate::ground::{Ground, Machine};
+
+use crate::manage::{self, Teller};
+use crate::membership::{Dismissed, Membership, MembershipError};
 use crate::order::{self, BackupSpec, TaskSpec, Work};
 use crate::recover::{self, HypervisorSweep, Recovery};
-use crate::reporter::{Reporter, Sent};
-use crate::snapshotter::{QemuSnapshotter, Snapshotter};
-use crate::task::{self, HoldWord, Task};
+use crate::reporter::Reporter;
+use crate::snapshotter::{Snapshotter, WhileAllowed};
+use crate::task::{self, Task};
 use crate::trial;
+use futures::{Stream, StreamExt};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use lull_engine::failover::FailureClass;
-use lull_engine::session::{Hop, TaskFailure};
 use lull_hypervisor::QemuHost;
+use lull_proxy_wire::GENERATION;
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::proxy_server::{Proxy, ProxyServer};
 use lull_proxy_wire::v1::task_event::Event;
 use lull_proxy_wire::v1::to_task::Message as ToTask;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
-use tokio_stream::Stream;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tonic::{Request, Response, Status, Streaming};
 use tower::ServiceExt;
 
-/// What a proxy must be told about itself.
-#[derive(Debug, Clone)]
-pub struct ProxyConfig {
-    /// Tasks that it works on at once; the default is `max(2, cores)`.
-    pub slots: u32,
-}
-
-impl Default for ProxyConfig {
-    fn default() -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-        ProxyConfig { slots: cores.max(2) }
-    }
-}
-
-/// Serves `proxy-wire` on `io` until the other side closes it; tasks that still run are cancelled, and this returns once
-/// their guests are thawed and swept. An error says how the connection broke.
-pub async fn serve<IO>(io: IO, config: ProxyConfig) -> Result<(), hyper::Error>
+/// Serves `proxy-wire` on `io` until the other side closes it; recoveries and tests that still run are cancelled, and this returns once
+/// their guests are thawed and swept. Tasks go on at the desk. An error says how the connection broke.
+pub async fn serve<IO>(io: IO, desk: &Desk) -> Result<(), hyper::Error>
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let tasks = TaskTracker::new();
-    let service = ProxyService { config, running: Arc::new(AtomicU32::new(0)), tasks: tasks.clone() };
+    serve_on(io, desk, Arc::new(Machine)).await
+}
+
+/// The same on another ground than this machine.
+pub async fn serve_on<IO>(io: IO, desk: &Desk, ground: Arc<dyn Ground>) -> Result<(), hyper::Error>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let of_calls = TaskTracker::new();
+    let service = ProxyService { desk: desk.clone(), ground, of_calls: of_calls.clone() };
     let service = ProxyServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let service = service.map_request(|request: hyper::Request<hyper::body::Incoming>| request.map(Body::new));
     let result = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
@@ -64,8 +62,8 @@ where
         .initial_connection_window_size(2 * STREAM_WINDOW_BYTES)
         .serve_connection(TokioIo::new(io), TowerToHyperService::new(service))
         .await;
-    tasks.close();
-    tasks.wait().await;
+    of_calls.close();
+    of_calls.wait().await;
     result
 }
 
@@ -74,28 +72,22 @@ const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// HTTP/2 flow control: a stream may have this much under way.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 
-type Events = Pin<Box<dyn Stream<Item = Sent> + Send>>;
-
-/// Words of a caller who holds that may wait to be read.
-const HOLD_WORDS_WAITING_MAX: usize = 64;
+/// Guest agents asked at a time.
+const AGENTS_AT_A_TIME: usize = 32;
 
 #[derive(Clone)]
 struct ProxyService {
-    config: ProxyConfig,
-    running: Arc<AtomicU32>,
-    tasks: TaskTracker,
-}
-
-/// Counts one piece of work while it lives.
-struct Counted(Arc<AtomicU32>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+    desk: Desk,
+    ground: Arc<dyn Ground>,
+    of_calls: TaskTracker,
 }
 
 impl ProxyService {
+    fn membership(&self) -> Result<&Membership, Status> {
+        let none = || Status::failed_precondition("the embedded proxy has no certificate");
+        self.desk.config().membership.as_deref().ok_or_else(none)
+    }
+
     /// Runs `work` beside the call, and streams what it tells. The work is cancelled, never dropped, when nobody listens any
     /// more: it must thaw and sweep first. A panic in it ends this piece of work only.
     fn start<F>(&self, cancel: Cancel, work: impl FnOnce(Reporter) -> F) -> Response<Events>
@@ -103,8 +95,7 @@ impl ProxyService {
         F: Future<Output = v1::Finished> + Send + 'static,
     {
         let (reporter, events) = Reporter::new();
-        self.running.fetch_add(1, Ordering::Relaxed);
-        let counted = Counted(self.running.clone());
+        let counted = self.desk.count();
         let work = work(reporter.clone());
         let listener = {
             let (reporter, cancel) = (reporter.clone(), cancel.clone());
@@ -113,11 +104,11 @@ impl ProxyService {
                 cancel.cancel("the backup server's connection ended");
             })
         };
-        let tasks = self.tasks.clone();
-        self.tasks.spawn(async move {
-            let finished = match tasks.spawn(work).await {
+        let of_calls = self.of_calls.clone();
+        self.of_calls.spawn(async move {
+            let finished = match of_calls.spawn(work).await {
                 Ok(finished) => finished,
-                Err(e) => broke_off(&e.to_string()),
+                Err(e) => desk::broke_off(&e.to_string()),
             };
             reporter.tell(Event::Finished(finished));
             listener.abort();
@@ -125,68 +116,38 @@ impl ProxyService {
         });
         Response::new(Box::pin(events))
     }
+
+    /// Which of these hosts have a folder of sockets that can be read here.
+    async fn reached(&self, hosts: Vec<v1::HostProbe>) -> Vec<String> {
+        let folder = |probe: v1::HostProbe| Some((probe.id, order::qemu("", probe.target?).ok()?.sockets_dir));
+        let (ids, folders): (Vec<_>, Vec<_>) = hosts.into_iter().filter_map(folder).unzip();
+        let readable = self.desk.readable(&folders).await;
+        ids.into_iter().zip(readable).filter_map(|(id, readable)| readable.then_some(id)).collect()
+    }
 }
 
-fn broke_off(why: &str) -> v1::Finished {
-    let failure = TaskFailure {
-        step: None,
-        hop: Hop::ServerToProxy,
-        cause: format!("the proxy broke off: {why}"),
-        remedy: "the guest thaws by itself; report this".into(),
-        class: FailureClass::Internal,
-    };
-    failed(&failure)
-}
-
-fn failed(failure: &TaskFailure) -> v1::Finished {
-    let failure_json = serde_json::to_string(failure).unwrap_or_default();
-    v1::Finished { outcome: "failed".into(), failure_json, ..Default::default() }
+fn not_kept(error: MembershipError) -> Status {
+    tracing::error!(error = &error as &dyn std::error::Error, "the proxy's identity cannot be kept");
+    Status::internal(format!("the proxy cannot keep its identity: {error}"))
 }
 
 fn refuse(error: &BadOrder) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
-/// Reads what comes after the order: cancellations, of the task or of its index, and the words of a caller who holds.
-async fn listen(mut words: Streaming<v1::ToTask>, cancel: Cancel, stop_index: Cancel, hold: mpsc::Sender<HoldWord>) {
-    loop {
-        let word = match words.message().await {
-            Ok(Some(v1::ToTask { message })) => message,
-            // The caller has nothing more to say, but listens on.
-            Ok(None) => return,
-            Err(_) => return cancel.cancel("the backup server's connection ended"),
-        };
-        match word {
-            Some(ToTask::Cancel(asked)) => cancel.cancel(asked.reason),
-            Some(ToTask::StopIndex(asked)) => stop_index.cancel(asked.reason),
-            Some(ToTask::Renew(_)) => drop(hold.try_send(HoldWord::Renew)),
-            Some(ToTask::End(v1::HoldEnd { succeeded, detail })) => {
-                drop(hold.send(HoldWord::End { succeeded, detail }).await);
-            }
-            Some(ToTask::Order(_)) => cancel.cancel("a second order came over the same call"),
-            None => {}
-        }
-    }
-}
-
-async fn work(
-    spec: TaskSpec,
-    image: Image,
-    hold: mpsc::Receiver<HoldWord>,
-    reporter: Reporter,
-    cancel: Cancel,
-    stop_index: Cancel,
-) -> v1::Finished {
-    let connector = spec.guest.clone().map(SshConnector::new);
+async fn work(ground: Arc<dyn Ground>, spec: TaskSpec, image: Image, hands: Hands) -> v1::Finished {
+    let Hands { hold, reporter, cancel, stop_index } = hands;
+    let connector = spec.guest.clone().map(|access| ground.connector(access));
     let mut snapshotter = match (&spec.work, &spec.qemu) {
         (Work::Backup(backup), Some(qemu)) => {
-            Some(QemuSnapshotter::new(qemu.clone(), BackupSpec::clone(backup), &spec.task_id, spec.epoch))
+            let vm = ground.snapshotter(qemu.clone(), BackupSpec::clone(backup), &spec.task_id, spec.epoch);
+            Some(WhileAllowed(vm, cancel.clone()))
         }
         _ => None,
     };
     task::run(Task {
         spec,
-        connector: connector.as_ref().map(|c| c as &dyn Connector),
+        connector: connector.as_deref(),
         image: &image,
         snapshotter: snapshotter.as_mut().map(|s| s as &mut dyn Snapshotter),
         hold,
@@ -199,16 +160,21 @@ async fn work(
 
 #[tonic::async_trait]
 impl Proxy for ProxyService {
-    async fn describe(&self, _: Request<v1::DescribeRequest>) -> Result<Response<v1::ProxyDescription>, Status> {
-        let networks = networks::on_link()
+    async fn describe(&self, request: Request<v1::DescribeRequest>) -> Result<Response<v1::ProxyDescription>, Status> {
+        let networks = self
+            .ground
+            .networks()
             .map_err(|e| Status::internal(format!("the network interfaces cannot be listed: {e}")))?;
         Ok(Response::new(v1::ProxyDescription {
             version: env!("CARGO_PKG_VERSION").into(),
             platform: std::env::consts::OS.into(),
-            slots: self.config.slots,
+            slots: self.desk.config().slots,
             networks: networks.iter().map(ToString::to_string).collect(),
             channels: vec!["ssh".into()],
-            running_tasks: self.running.load(Ordering::Relaxed),
+            running_tasks: self.desk.running(),
+            generation: GENERATION,
+            incarnation: self.desk.incarnation().into(),
+            hosts_reached: self.reached(request.into_inner().hosts).await,
         }))
     }
 
@@ -216,22 +182,47 @@ impl Proxy for ProxyService {
     async fn run_task(&self, request: Request<Streaming<v1::ToTask>>) -> Result<Response<Events>, Status> {
         let mut words = request.into_inner();
         let first = words.message().await?.and_then(|first| first.message);
-        let Some(ToTask::Order(order)) = first else {
-            return Err(Status::invalid_argument("the first message of a task is its order"));
+        let order = match first {
+            Some(ToTask::Order(order)) => order,
+            Some(ToTask::Attach(attach)) => return self.desk.attach(&attach, words).map(Response::new),
+            _ => return Err(Status::invalid_argument("the first message of a task is its order")),
         };
         let spec = TaskSpec::from_wire(order).map_err(|e| refuse(&e))?;
-        let image = carried::linux_x86_64().map_err(|e| Status::failed_precondition(e.to_string()))?;
-        let (cancel, stop_index) = (Cancel::default(), Cancel::default());
-        let (to_hold, hold) = mpsc::channel(HOLD_WORDS_WAITING_MAX);
-        tokio::spawn(listen(words, cancel.clone(), stop_index.clone(), to_hold));
-        Ok(self.start(cancel.clone(), |reporter| work(spec, image, hold, reporter, cancel, stop_index)))
+        let image = self.ground.image().map_err(|e| Status::failed_precondition(e.to_string()))?;
+        let (task_id, epoch) = (spec.task_id.clone(), spec.epoch);
+        let ground = self.ground.clone();
+        self.desk.take(&task_id, epoch, words, move |hands| work(ground, spec, image, hands)).map(Response::new)
+    }
+
+    async fn forget(&self, request: Request<v1::ForgetTask>) -> Result<Response<v1::Forgotten>, Status> {
+        let v1::ForgetTask { task_id, epoch } = request.into_inner();
+        self.desk.forget(&task_id, epoch).map(|()| Response::new(v1::Forgotten {}))
+    }
+
+    async fn renew_identity(&self, _: Request<v1::RenewRequest>) -> Result<Response<v1::CertificateRequest>, Status> {
+        let der = self.membership()?.renew().map_err(not_kept)?;
+        Ok(Response::new(v1::CertificateRequest { der }))
+    }
+
+    async fn install_identity(&self, request: Request<v1::Identity>) -> Result<Response<v1::Installed>, Status> {
+        let v1::Identity { certificate, authority } = request.into_inner();
+        match self.membership()?.install(&certificate, &authority).map_err(not_kept)? {
+            true => Ok(Response::new(v1::Installed {})),
+            false => Err(Status::failed_precondition("no certificate was asked for")),
+        }
+    }
+
+    async fn dismiss(&self, request: Request<v1::Dismissal>) -> Result<Response<v1::Dismissed>, Status> {
+        let v1::Dismissal { why, for_good } = request.into_inner();
+        self.membership()?.dismiss(Dismissed { why, for_good });
+        Ok(Response::new(v1::Dismissed {}))
     }
 
     type RecoverStream = Events;
     async fn recover(&self, request: Request<v1::RecoverOrder>) -> Result<Response<Events>, Status> {
         let order = request.into_inner();
         let guest = order.guest.map(|target| GuestAccess::from_wire(&order.vm_name, target)).transpose();
-        let connector = guest.map_err(|e| refuse(&e))?.map(SshConnector::new);
+        let connector = guest.map_err(|e| refuse(&e))?.map(|access| self.ground.connector(access));
         let qemu = order.hypervisor.map(|target| order::qemu(&order.vm_name, target)).transpose();
         let bitmaps_owed = order::bitmap_names(&order.bitmaps_owed).map_err(|e| refuse(&e))?;
         let repository_dir = order.repository_dir.into();
@@ -239,20 +230,25 @@ impl Proxy for ProxyService {
         let unrecorded = unrecorded.map(|id| order::short_id(&id)).transpose().map_err(|e| refuse(&e))?;
         let sweep = |qemu| HypervisorSweep { qemu, repository_dir, bitmaps_owed, unrecorded };
         let hypervisor = qemu.map_err(|e| refuse(&e))?.map(sweep);
-        let (vm_name, maybe_frozen, excluded_mount_points) =
-            (order.vm_name, order.maybe_frozen, order.excluded_mount_points);
+        let (fence, vm_name) = (order.fence, order.vm_name);
+        let (maybe_frozen, excluded_mount_points) = (order.maybe_frozen, order.excluded_mount_points);
         let post_script = order.post_script.map(order::owed_script);
-        let image = carried::linux_x86_64().map_err(|e| Status::failed_precondition(e.to_string()))?;
+        let image = self.ground.image().map_err(|e| Status::failed_precondition(e.to_string()))?;
         let cancel = Cancel::default();
         Ok(self.start(cancel.clone(), |reporter| async move {
-            let connector = connector.as_ref().map(|c| c as &dyn Connector);
+            let connector = connector.as_deref();
             let image = &image;
-            recover::run(
-                Recovery { vm_name, connector, maybe_frozen, excluded_mount_points, image, post_script, hypervisor },
-                reporter,
-                cancel,
-            )
-            .await
+            let guest = Recovery {
+                fence,
+                vm_name,
+                connector,
+                maybe_frozen,
+                excluded_mount_points,
+                image,
+                post_script,
+                hypervisor,
+            };
+            recover::run(guest, reporter, cancel).await
         }))
     }
 
@@ -260,15 +256,30 @@ impl Proxy for ProxyService {
     async fn test_guest(&self, request: Request<v1::TestOrder>) -> Result<Response<Events>, Status> {
         let order = request.into_inner();
         let guest = order.guest.map(|target| GuestAccess::from_wire(&order.vm_name, target)).transpose();
-        let connector = guest.map_err(|e| refuse(&e))?.map(SshConnector::new);
+        let connector = guest.map_err(|e| refuse(&e))?.map(|access| self.ground.connector(access));
         let qemu = order.hypervisor.map(|target| order::qemu(&order.vm_name, target)).transpose();
         let qemu = qemu.map_err(|e| refuse(&e))?;
-        let image = carried::linux_x86_64().map_err(|e| Status::failed_precondition(e.to_string()))?;
+        let image = self.ground.image().map_err(|e| Status::failed_precondition(e.to_string()))?;
         let cancel = Cancel::default();
         Ok(self.start(cancel.clone(), |reporter| async move {
-            let connector = connector.as_ref().map(|c| c as &dyn Connector);
+            let connector = connector.as_deref();
             trial::run(&order.vm_name, connector, &image, qemu.as_ref(), reporter, cancel).await
         }))
+    }
+
+    type ManageServerStream = Pin<Box<dyn Stream<Item = Result<v1::ManageEvent, Status>> + Send>>;
+    async fn manage_server(
+        &self,
+        request: Request<v1::ManageOrder>,
+    ) -> Result<Response<Self::ManageServerStream>, Status> {
+        if self.desk.config().membership.is_some() {
+            return Err(Status::failed_precondition("only the backup server's own proxy changes other machines"));
+        }
+        let order = manage::Order::from_wire(request.into_inner()).map_err(|e| refuse(&e))?;
+        let (to, told) = mpsc::unbounded_channel();
+        // Half an installation serves nobody: it comes to its end, or undoes itself, whoever listens.
+        self.of_calls.spawn(manage::run(order, Teller::new(to)));
+        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(told).map(Ok))))
     }
 
     async fn list_vms(&self, request: Request<v1::HypervisorTarget>) -> Result<Response<v1::VmList>, Status> {
@@ -284,7 +295,26 @@ impl Proxy for ProxyService {
         for name in names {
             vms.push(vm_entry(&host, name).await);
         }
+        // Where no agent runs nobody answers: all are asked together, and none is waited for long.
+        let running = |vm: &v1::VmEntry| (vm.state == "running").then(|| host.guest_agent(&vm.name));
+        let asked: Vec<_> = vms.iter().map(|vm| guest_addresses(running(vm))).collect();
+        let addresses: Vec<Vec<String>> = futures::stream::iter(asked).buffered(AGENTS_AT_A_TIME).collect().await;
+        for (vm, addresses) in vms.iter_mut().zip(addresses) {
+            vm.addresses = addresses;
+        }
         Ok(Response::new(v1::VmList { vms }))
+    }
+}
+
+/// What the guest agent behind this socket says, where one answers.
+async fn guest_addresses(socket: Option<PathBuf>) -> Vec<String> {
+    let Some(socket) = socket.filter(|socket| socket.exists()) else { return Vec::new() };
+    match lull_hypervisor::guest_agent::addresses(&socket).await {
+        Ok(addresses) => addresses.iter().map(ToString::to_string).collect(),
+        Err(error) => {
+            tracing::debug!(socket = %socket.display(), %error, "the guest's addresses are not known");
+            Vec::new()
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Knows nothing of guests. `fake::FakeSnapshotter` stands in for it in tests.
 
+use crate::cancel::Cancel;
+use crate::failure::Stop;
 use crate::order::{BackupSpec, QemuSpec};
 use async_trait::async_trait;
 use lull_hypervisor::{
@@ -39,6 +41,55 @@ pub trait Snapshotter: Send {
     async fn abandon(&mut self) -> Result<SweepReport, HypervisorError>;
     /// A fresh look: what of ours is there and not owed.
     async fn left(&mut self) -> Result<Vec<String>, HypervisorError>;
+}
+
+/// Another one's, forward only while the task may go on; undone and looked at whenever.
+pub struct WhileAllowed(pub Box<dyn Snapshotter>, pub Cancel);
+
+impl WhileAllowed {
+    fn check(&self, step: Step) -> Result<(), HypervisorError> {
+        let (vm, class) = (String::new(), ErrorClass::Cancelled);
+        let error = |cause| HypervisorError { step, vm, class, cause, remedy: "run the job again".into() };
+        self.1.check().map_err(|stop| match stop {
+            Stop::Cancelled(reason) => error(reason),
+            Stop::Failed(failure) => error(failure.cause),
+        })
+    }
+}
+
+#[async_trait]
+impl Snapshotter for WhileAllowed {
+    async fn may_begin(&mut self) -> Result<Vec<String>, HypervisorError> {
+        self.check(Step::Facts)?;
+        self.0.may_begin().await
+    }
+    async fn prepare(&mut self) -> Result<String, HypervisorError> {
+        // It connects; where it may not, the check says so.
+        let _ = self.1.enter().await;
+        self.check(Step::Prepare)?;
+        self.0.prepare().await
+    }
+    fn full_because(&self) -> Option<String> {
+        self.0.full_because()
+    }
+    async fn snapshot(&mut self, guest_is_frozen: bool) -> Result<SnapshotTaken, HypervisorError> {
+        self.check(Step::Snapshot)?;
+        self.0.snapshot(guest_is_frozen).await
+    }
+    async fn copy(&mut self, progress: ProgressSink<'_>, cancel: CancellationToken) -> Result<String, HypervisorError> {
+        self.check(Step::Copy)?;
+        self.0.copy(progress, cancel).await
+    }
+    async fn finish(&mut self, proved: &Proved) -> Result<v1::RestorePointFiles, HypervisorError> {
+        self.check(Step::Finish)?;
+        self.0.finish(proved).await
+    }
+    async fn abandon(&mut self) -> Result<SweepReport, HypervisorError> {
+        self.0.abandon().await
+    }
+    async fn left(&mut self) -> Result<Vec<String>, HypervisorError> {
+        self.0.left().await
+    }
 }
 
 /// What is known of a restore point once its guest has been let go.

@@ -13,7 +13,7 @@ mod login;
 
 pub use host_key::HostKeySeen;
 
-use crate::access::{Endpoint, GuestAccess};
+use crate::access::{Endpoint, GuestAccess, HostKey};
 use crate::channel::{ChannelError, ElevatedStream, ExecOutput, Exit, FailureKind, GuestChannel, Hop, Limits, Script};
 use async_trait::async_trait;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -91,6 +91,14 @@ pub async fn connect(access: &GuestAccess) -> Result<SshChannel, ChannelError> {
         }
     }
     Err(with_key(summary(failures), met))
+}
+
+/// The host key of the first endpoint, and nothing else: nobody logs in.
+pub async fn host_key_of(access: &GuestAccess) -> Result<HostKey, ChannelError> {
+    let Some(endpoint) = access.endpoints.first() else { return Err(summary(Vec::new())) };
+    let connection = connect::connect(access, endpoint).await?;
+    let _ = connection.handle.disconnect(russh::Disconnect::ByApplication, "", "").await;
+    Ok(connection.host_key.key)
 }
 
 async fn attempt_one(

@@ -83,7 +83,9 @@ struct Run<'a> {
 /// Carries the task out, forward and back; whatever happens, this is how it ended.
 pub async fn run(task: Task<'_>) -> v1::Finished {
     let Task { spec, connector, image, snapshotter, hold, reporter, cancel, stop_index } = task;
-    let session = |connector| GuestSession::new(connector, image, &spec.vm_name, reporter.clone(), cancel.clone());
+    let session = |connector| {
+        GuestSession::new(connector, image, &spec.vm_name, reporter.clone(), cancel.clone()).of_fence(spec.fence)
+    };
     let guest = connector.map(session);
     let left_alone = alone::from_the_beginning(&spec, guest.is_some());
     let mut run = Run {
@@ -136,6 +138,7 @@ impl Run<'_> {
     /// Nothing is begun with a VM that cannot be backed up now.
     async fn ask_hypervisor(&mut self) -> Result<(), Stop> {
         let Some(snapshotter) = &mut self.snapshotter else { return Ok(()) };
+        self.cancel.enter().await?;
         let swept = self.cancel.or(snapshotter.may_begin()).await?;
         let swept = swept.map_err(|e| failure::of_hypervisor(Step::Connect, &e))?;
         for thing in swept {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 async fn deploy_and_leave(channel: &dyn GuestChannel) -> deploy::Deployed {
     let image = carried::linux_x86_64().unwrap();
-    let mut deployed = deploy::deploy(channel, &image).await.unwrap_or_else(|e| panic!("{e}; {}", e.remedy));
+    let mut deployed = deploy::deploy(channel, &image, 0).await.unwrap_or_else(|e| panic!("{e}; {}", e.remedy));
     assert!(deployed.hello.leftovers.is_empty(), "{:?}", deployed.hello);
     deployed.client.call(Command::Bye, Duration::from_secs(10)).await.unwrap();
     let left = loop {
@@ -78,7 +78,7 @@ async fn folders_that_forbid_programs_or_are_full_are_passed_over_and_named() {
 
     cover("mode=755,noexec", &folders[2..]);
     let image = carried::linux_x86_64().unwrap();
-    let error = deploy::deploy(&channel, &image).await.unwrap_err();
+    let error = deploy::deploy(&channel, &image, 0).await.unwrap_err();
     assert_eq!((error.hop, error.kind), (Hop::Deploy, FailureKind::GuestSide));
     for (folder, reason) in [("/run", "noexec"), ("/dev/shm", "No space"), ("/tmp", "noexec"), ("/srv", "noexec")] {
         let named = error.what.split(", ").any(|part| part.contains(&format!("{folder} (")) && part.contains(reason));

@@ -10,7 +10,7 @@ mod guest;
 use embedded::{Running, embedded};
 use guest::Guest;
 use lull_guest_wire::listing::{self, Kind, UNPACKED_BYTES_MAX};
-use lull_proxy::service::ProxyConfig;
+use lull_proxy::desk::ProxyConfig;
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::task_event::Event;
 use lull_proxy_wire::v1::task_order::Work;
@@ -29,7 +29,7 @@ fn backup(guest: &Guest, settings: serde_json::Value) -> (v1::TaskOrder, tempfil
         ..Default::default()
     };
     let order = v1::TaskOrder {
-        task_id: "task".into(),
+        task_id: folder.path().display().to_string(),
         epoch: 1,
         vm_name: guest.name().into(),
         guest: Some(guest.target()),

@@ -10,17 +10,19 @@ mod guest;
 use embedded::{Running, embedded};
 use guest::Guest;
 use lull_engine::consistency::{ConsistencyLevel, Evidence, assess};
-use lull_proxy::service::ProxyConfig;
+use lull_proxy::desk::ProxyConfig;
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::task_event::Event;
 use lull_proxy_wire::v1::task_order::Work;
 use lull_proxy_wire::v1::to_task::Message;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 fn order(guest: &Guest, work: Work) -> v1::TaskOrder {
+    static ORDERS: AtomicU64 = AtomicU64::new(0);
     v1::TaskOrder {
         task_id: "task".into(),
-        epoch: 1,
+        epoch: ORDERS.fetch_add(1, Ordering::Relaxed),
         vm_name: guest.name().into(),
         guest: Some(guest.target()),
         work: Some(work),

@@ -5,13 +5,13 @@
 mod embedded;
 
 use embedded::embedded;
-use lull_proxy::service::ProxyConfig;
+use lull_proxy::desk::ProxyConfig;
 use lull_proxy_wire::v1;
 
 #[tokio::test]
 async fn a_proxy_says_who_it_is_and_ends_with_its_connection() {
-    let (mut client, proxy) = embedded(ProxyConfig { slots: 3 }).await;
-    let description = client.describe(v1::DescribeRequest {}).await.unwrap().into_inner();
+    let (mut client, proxy) = embedded(ProxyConfig { slots: 3, ..ProxyConfig::default() }).await;
+    let description = client.describe(v1::DescribeRequest::default()).await.unwrap().into_inner();
     assert_eq!((description.platform.as_str(), description.slots), ("linux", 3));
     assert_eq!(description.channels, ["ssh"]);
     assert!(description.networks.iter().all(|n| !n.starts_with("127.")), "{:?}", description.networks);

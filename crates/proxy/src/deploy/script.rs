@@ -64,10 +64,16 @@ impl<'a> Transfer<'a> {
     }
 }
 
-/// Receives the component on stdin, checks it, and becomes it, in the first of `folders` that takes it. `token` is 16
-/// hexadecimal digits.
-pub(super) fn deploy_script(token: &str, folders: &[&str], transfer: Transfer<'_>) -> Script {
-    let (sweep, put) = (sweep_text(), put_text(token, &folders.join(" "), transfer));
+/// What a folder's name ends with: 16 hexadecimal digits, and the fence of the order where it has one.
+pub(super) fn folder_suffix(token: &str, fence: u64) -> String {
+    if fence == 0 { token.to_string() } else { format!("{token}.{fence}") }
+}
+
+/// Receives the component on stdin, checks it, and becomes it, in the first of `folders` that takes it, for an order of this
+/// fence. `token` is 16 hexadecimal digits.
+pub(super) fn deploy_script(token: &str, fence: u64, folders: &[&str], transfer: Transfer<'_>) -> Script {
+    let token = &folder_suffix(token, fence);
+    let (sweep, put) = (sweep_text(fence), put_text(token, &folders.join(" "), transfer));
     Script::new("put the runtime component there", &format!("{sweep} {put} echo = && exec $f serve"))
 }
 
@@ -122,22 +128,27 @@ fn put_text(token: &str, folders: &str, transfer: Transfer<'_>) -> String {
     )
 }
 
-/// Removes what earlier tasks left: folders of ours, and a lock's folder that nobody holds. Idempotent.
-pub fn sweep_script() -> Script {
-    Script::new("remove what earlier tasks left", &sweep_text())
+/// Removes what earlier tasks left: folders of ours, but for those of newer orders than that of `fence`. Idempotent.
+pub fn sweep_script(fence: u64) -> Script {
+    Script::new("remove what earlier tasks left", &sweep_text(fence))
 }
 
-/// Our folders have 16 hexadecimal digits; `-O` sees to it that only root's are touched, and the link itself where
-/// somebody put one.
-fn sweep_text() -> String {
+/// Our folders have 16 hexadecimal digits, and some a fence; `-O` sees to it that only root's are touched, and the link itself where
+/// somebody put one. A newer order's component may be on its way in.
+fn sweep_text(fence: u64) -> String {
     let digits = "[0-9a-f]".repeat(16);
-    let places = FOLDERS.map(|folder| format!("{folder}/lull-{digits}")).join(" ");
-    format!(r#"for o in {places}; do if [ -O $o ]; then rm -rf $o && echo "~ $o"; fi; done;"#)
+    let places = FOLDERS.map(|folder| format!("{folder}/lull-{digits} {folder}/lull-{digits}.[0-9]*")).join(" ");
+    let newer = match fence {
+        0 => String::new(),
+        fence => format!(r#"case $o in *.*) if [ "${{o##*.}}" -gt {fence} ]; then continue; fi;; esac;"#),
+    };
+    format!(r#"for o in {places}; do if [ -O $o ]; then {newer} rm -rf $o && echo "~ $o"; fi; done;"#)
 }
 
 /// Removes the folder of one attempt.
-pub(super) fn remove_script(token: &str) -> Script {
-    let places = FOLDERS.map(|folder| format!("{folder}/lull-{token}")).join(" ");
+pub(super) fn remove_script(token: &str, fence: u64) -> Script {
+    let suffix = folder_suffix(token, fence);
+    let places = FOLDERS.map(|folder| format!("{folder}/lull-{suffix}")).join(" ");
     Script::new("remove what the failed deployment left", &format!("rm -rf {places}"))
 }
 
@@ -157,11 +168,12 @@ mod tests {
     fn the_scripts_are_safe_under_every_login_shell() {
         let payload = crate::carried::Image::new(vec![7; 1_500_000]).plain;
         for transfer in [Transfer::Plain(&payload), Transfer::Packed(&payload)] {
-            let script = deploy_script("00c0ffee00c0ffee", &FOLDERS, transfer);
-            assert!(script.text().contains("head -c 1500000"));
+            let script = deploy_script("00c0ffee00c0ffee", 17, &FOLDERS, transfer);
+            assert!(script.text().contains("head -c 1500000") && script.text().contains("/lull-00c0ffee00c0ffee.17;"));
         }
         assert!(thaw_script("00c0ffee00c0ffee", Transfer::Plain(&payload), "/ /srv").text().contains("$f thaw / /srv"));
-        sweep_script();
-        remove_script("00c0ffee00c0ffee");
+        sweep_script(0);
+        sweep_script(17);
+        remove_script("00c0ffee00c0ffee", 17);
     }
 }

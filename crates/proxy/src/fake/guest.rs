@@ -22,6 +22,10 @@ const ROOT: Superblock = Superblock { major: 254, minor: 0 };
 pub struct Behaviour {
     /// The component is killed when this command arrives; before it is obeyed.
     pub dies_at: Option<&'static str>,
+    /// A newer task's component comes when this command arrives: this one thaws, says so and goes.
+    pub evicted_at: Option<&'static str>,
+    /// It is killed instead, and says nothing.
+    pub evicted_in_silence: bool,
     /// The watchdog ends whenever the component does, killed or cut off: nobody thaws.
     pub watchdog_dies_too: bool,
     /// This command is obeyed, its answer never comes.
@@ -64,6 +68,10 @@ pub struct State {
     pub was_frozen: bool,
     /// A component runs.
     pub component: bool,
+    /// A newer task's component runs, besides.
+    pub newer: bool,
+    /// What was done in the guest while that was so, by what for.
+    pub disturbed: Vec<&'static str>,
     /// The lock's folder is there.
     pub lock: bool,
     /// Commands in the order of their arrival.
@@ -116,18 +124,28 @@ impl FakeGuest {
         });
     }
 
-    fn answer(&self, purpose: &str) -> String {
+    fn answer(&self, purpose: &'static str) -> String {
         let mut state = self.lock();
+        if state.newer && !matches!(purpose, "look for leftovers" | "thaw by hand") {
+            state.disturbed.push(purpose);
+        }
         match purpose {
             "look for leftovers" => {
-                let process = if state.component {
-                    "l /proc/7/exe -> /run/lull-00c0ffee00c0ffee/lull-runtime (deleted)\n"
-                } else {
-                    ""
+                let process = |is_there: bool, pid: u32, fence: &str| match is_there {
+                    true => format!(
+                        "l 1 root root 0 /proc/{pid}/exe -> /run/lull-00c0ffee00c0ffee{fence}/lull-runtime (deleted)\n"
+                    ),
+                    false => String::new(),
                 };
+                let processes = process(state.component, 7, "") + &process(state.newer, 9, ".1000000");
                 let lock = if state.lock { "lock\n" } else { "" };
-                format!("{process}{lock}end\n")
+                format!("{processes}{lock}end\n")
             }
+            "ask the component of an earlier task to go" => {
+                (state.component, state.frozen, state.lock) = (false, false, false);
+                String::new()
+            }
+            "thaw by hand" if state.newer => "newer\n".into(),
             "thaw by hand" if !state.lock && !state.component => "watchdog\n".into(),
             "thaw by hand" if self.behaviour.no_fsfreeze => "no fsfreeze\n".into(),
             "thaw with the component" => {
@@ -148,6 +166,9 @@ impl FakeGuest {
     }
 
     async fn component(&self, mut io: DuplexStream) {
+        if self.lock().newer {
+            self.lock().disturbed.push("put the runtime component there");
+        }
         if io.write_all(b"+ /run/lull-00c0ffee00c0ffee\n").await.is_err() {
             return;
         }
@@ -179,6 +200,16 @@ impl FakeGuest {
             self.lock().commands.push(name);
             if self.behaviour.dies_at == Some(name) {
                 return false;
+            }
+            if self.behaviour.evicted_at == Some(name) {
+                {
+                    let mut state = self.lock();
+                    (state.frozen, state.lock, state.newer) = (false, false, true);
+                }
+                if !self.behaviour.evicted_in_silence {
+                    let _ = send(io, &FromRuntime::Evicted).await;
+                }
+                return true;
             }
             let refused = self.behaviour.refuses.is_some_and(|(refused, _)| refused == name);
             if matches!(order.command, Command::Index(_)) && !refused {

@@ -26,6 +26,8 @@ pub struct FakeSnapshotter {
     pub finished: bool,
     /// The backup is full, and why.
     pub full_because: Option<String>,
+    /// The restore point's folder.
+    pub directory: String,
 }
 
 impl FakeSnapshotter {
@@ -81,7 +83,7 @@ impl Snapshotter for FakeSnapshotter {
     async fn finish(&mut self, _: &Proved) -> Result<v1::RestorePointFiles, HypervisorError> {
         self.begin("finish", Step::Finish)?;
         (self.finished, self.holds_something) = (true, false);
-        Ok(v1::RestorePointFiles { directory: "/fake".into(), atomic: true, ..Default::default() })
+        Ok(v1::RestorePointFiles { directory: self.directory.clone(), atomic: true, ..Default::default() })
     }
 
     async fn abandon(&mut self) -> Result<SweepReport, HypervisorError> {

@@ -5,13 +5,14 @@
 //! 3. by hand over the same connection, then over a new login (one, and none once the guest refused the credential);
 //! 4. a person, who gets the exact command.
 //!
-//! An answer in which a file system could not be thawed is no thaw. The watchdog removes the guest's lock folder when it
+//! Where a newer task holds the guest nothing is tried: what is frozen is its own. An answer in which a file system could not be thawed is no thaw. The watchdog removes the guest's lock folder when it
 //! ends with everything thawed, and only then: a folder that is still there with nobody alive tells that main and watchdog
 //! were killed together, or gave up.
 
 use super::GuestSession;
 use super::window::still_frozen;
 use crate::receipt;
+use crate::runtime_client::CallError;
 use lull_guest_wire::{Answer, Command, Freezable, Lease};
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ impl GuestSession<'_> {
             }
             return Ok("nothing was frozen".into());
         };
-        if let Some((client, _)) = &mut self.component {
+        if let Some((client, _)) = self.component.as_mut().filter(|_| !self.cancel.is_evicted()) {
             match client.call(Command::Thaw(freeze), COMPONENT_LIMIT).await {
                 Ok(Answer::Thawed(thawed)) => match still_frozen(&thawed.superblocks) {
                     None => {
@@ -39,10 +40,16 @@ impl GuestSession<'_> {
                     Some(why) => self.reporter.warning(format!("thaw: the component says: {why}")),
                 },
                 Ok(other) => self.reporter.warning(format!("thaw: the component answered {other:?}")),
+                Err(CallError::Evicted) => {}
                 Err(e) => {
                     self.reporter.warning(format!("thaw: {e}; its channel is closed, so that its watchdog thaws"))
                 }
             }
+        }
+        // Its last word comes once everything is thawed. What is frozen now is a newer task's.
+        if self.cancel.is_evicted() {
+            self.component = None;
+            return Ok("by the component, which made room for a newer task's".into());
         }
         // Closing the channel is what its watchdog waits for.
         let main = self.component.take().map(|(_, hello)| hello.pid);
@@ -51,8 +58,10 @@ impl GuestSession<'_> {
         let patience = Duration::from_millis(lease.lease_ms.min(lease.budget_ms)) + WATCHDOG_GRACE;
         let mount_points = self.frozen_mount_points();
         if let Some(channel) = self.channel.as_deref() {
-            match receipt::watchdog_or_by_hand(channel, self.image, &pids, &mount_points, patience).await {
+            let image = self.image;
+            match receipt::watchdog_or_by_hand(channel, image, self.fence, &pids, &mount_points, patience).await {
                 Ok(line) => return Ok(line),
+                Err(e) if e.newer => return Ok(self.left_to_newer()),
                 Err(e) => {
                     self.reporter.warning(format!("thaw: not over this connection: {e}"));
                     e.channel.iter().for_each(|error| self.note(error));
@@ -62,11 +71,13 @@ impl GuestSession<'_> {
         match self.another_login().await {
             Ok(second) => {
                 let second_channel = second.as_ref();
+                let (image, fence) = (self.image, self.fence);
                 let result =
-                    receipt::watchdog_or_by_hand(second_channel, self.image, &pids, &mount_points, patience).await;
+                    receipt::watchdog_or_by_hand(second_channel, image, fence, &pids, &mount_points, patience).await;
                 self.channel = Some(second);
                 match result {
                     Ok(line) => return Ok(format!("{line}, over a new login")),
+                    Err(e) if e.newer => return Ok(self.left_to_newer()),
                     Err(e) => {
                         self.reporter.warning(format!("thaw: not over a new login: {e}"));
                         e.channel.iter().for_each(|error| self.note(error));
@@ -77,6 +88,12 @@ impl GuestSession<'_> {
         }
         let command = self.connector.thaw_command(&mount_points);
         Err(format!("nobody could confirm the thaw of {}; run this: {command}", self.vm_name))
+    }
+
+    /// A newer task's component begins only once ours and its watchdog are gone, and thaws what they may have left.
+    fn left_to_newer(&self) -> String {
+        self.cancel.evict();
+        "by whoever ended the component: a newer task holds the guest".into()
     }
 
     /// What was armed, in the order of thawing; all that can be frozen where the plan is not known.

@@ -40,7 +40,7 @@ impl GuestSession<'_> {
         let failed = |e: &CallError| failure::of_call(step, &format!("the {name} did not run to its end"), e);
         let id = match client.send(Command::Script(order)).await {
             Ok(id) => id,
-            Err(e) => return Err(self.give_up(&e, failed(&e)).into()),
+            Err(e) => return Err(self.give_up(&e, failed(&e))),
         };
         let client = self.client(step)?;
         let first = tokio::select! {

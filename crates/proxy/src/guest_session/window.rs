@@ -10,7 +10,7 @@ use crate::failure::{self, Stop};
 use crate::reporter::StepOutcome;
 use crate::runtime_client::{CallError, RuntimeClient};
 use lull_engine::failover::FailureClass;
-use lull_engine::session::Hop;
+use lull_engine::session::{Hop, TaskFailure};
 use lull_engine::timeline::Step;
 use lull_guest_wire::lease::RENEW_EVERY_MS;
 use lull_guest_wire::{
@@ -75,10 +75,10 @@ impl GuestSession<'_> {
             Ok(Answer::Armed(armed)) => armed,
             Ok(other) => return Err((self.wrong(Step::Freeze, &other), None)),
             Err(e) => {
-                if matches!(e, CallError::Lost(_) | CallError::Protocol(_)) {
+                if e.ends_component() {
                     self.component = None;
                 }
-                return Err((not_frozen("the freeze could not be prepared", &e), kind));
+                return Err((self.unless_evicted(not_frozen("the freeze could not be prepared", &e)), kind));
             }
         };
         for note in &armed.notes {
@@ -134,7 +134,7 @@ impl GuestSession<'_> {
                     window.refused = refusal.superblocks.clone();
                     result.refused = still_frozen(&refusal.superblocks).is_none().then_some(refusal.kind);
                 }
-                result.trouble = Some(not_frozen("the freeze failed", &e));
+                result.trouble = Some(not_frozen("the freeze failed", &e).into());
             }
             None => result.trouble = Some(cancel.stop()),
         }
@@ -162,6 +162,9 @@ impl GuestSession<'_> {
             }
         }
         self.window = window;
+        if let Some(Stop::Failed(failure)) = result.trouble {
+            result.trouble = Some(self.unless_evicted(*failure));
+        }
         result
     }
 
@@ -191,7 +194,7 @@ pub(super) fn still_frozen(superblocks: &[SuperblockThaw]) -> Option<String> {
     (!failed.is_empty()).then_some(failed)
 }
 
-fn not_frozen(what: &str, error: &CallError) -> Stop {
+fn not_frozen(what: &str, error: &CallError) -> TaskFailure {
     let remedy = match error {
         CallError::Refused(refusal) if refusal.kind == RefusalKind::SomebodyElse => {
             "wait for the other backup, or thaw what somebody else froze"
@@ -200,7 +203,7 @@ fn not_frozen(what: &str, error: &CallError) -> Stop {
         _ => "see whether the guest still runs and is reachable",
     };
     let cause = format!("{what}: {error}");
-    failure::of(Step::Freeze, Hop::FileSystem, FailureClass::FileSystem, cause, remedy).into()
+    failure::of(Step::Freeze, Hop::FileSystem, FailureClass::FileSystem, cause, remedy)
 }
 
 /// When the next renewal is due.

@@ -1,7 +1,9 @@
 //! A proxy served over an in-memory stream, as the embedded one is, and what its events say.
 
 use hyper_util::rt::TokioIo;
-use lull_proxy::service::{ProxyConfig, serve};
+use lull_engine::task_lease::TASK_LEASE_MS;
+use lull_proxy::desk::{Desk, ProxyConfig};
+use lull_proxy::service::serve;
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::proxy_client::ProxyClient;
 use lull_proxy_wire::v1::task_event::Event;
@@ -12,9 +14,15 @@ use tonic::transport::{Channel, Endpoint};
 
 /// A client on one end of an in-memory stream, and the proxy that serves the other.
 pub async fn embedded(config: ProxyConfig) -> (ProxyClient<Channel>, tokio::task::JoinHandle<()>) {
+    connected(&Desk::new(config)).await
+}
+
+/// A connection to a proxy with this desk.
+pub async fn connected(desk: &Desk) -> (ProxyClient<Channel>, tokio::task::JoinHandle<()>) {
     let (ours, theirs) = tokio::io::duplex(1 << 20);
     // How the connection ended is the client's business here; that `serve` returns is the test's.
-    let proxy = tokio::spawn(async move { drop(serve(theirs, config).await) });
+    let desk = desk.clone();
+    let proxy = tokio::spawn(async move { drop(serve(theirs, &desk).await) });
     let mut ours = Some(ours);
     let channel = Endpoint::from_static("http://proxy")
         .connect_with_connector(tower::service_fn(move |_| {
@@ -46,12 +54,27 @@ impl Running {
         Running { words: mpsc::channel(1).0, events, told: vec![], seq: 0 }
     }
 
-    /// The next event; the sequence has no gap.
+    /// The next event; the sequence has no gap. Leases are granted and frames kept as they come.
     pub async fn next(&mut self) -> Option<Event> {
-        let event = self.events.message().await.unwrap()?;
-        self.seq += 1;
-        assert_eq!(event.seq, self.seq);
-        let event = event.event.unwrap();
+        let v1::TaskEvent { seq, event, .. } = self.events.message().await.unwrap()?;
+        let event = event.unwrap();
+        let answer = match &event {
+            Event::LeaseAsked(asked) => {
+                Some(Message::LeaseGranted(v1::LeaseGranted { number: asked.number, lease_ms: TASK_LEASE_MS }))
+            }
+            Event::IndexFrame(frame) => Some(Message::FramesKept(v1::FramesKept { number: frame.number })),
+            Event::Progress(_) => None,
+            _ => {
+                self.seq += 1;
+                assert_eq!(seq, self.seq);
+                None
+            }
+        };
+        if answer.is_some() {
+            assert_eq!(seq, 0);
+            // Who ended already needs no answer.
+            let _ = self.words.send(v1::ToTask { message: answer }).await;
+        }
         self.told.push(event.clone());
         Some(event)
     }

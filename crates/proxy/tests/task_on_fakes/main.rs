@@ -3,6 +3,7 @@
 //! Each ends with the guest thawed, nothing held at the hypervisor, the post-thaw script run where the pre-freeze script
 //! ran, and a level that is never better than the truth. Time is paused: waits cost nothing.
 
+mod evicted;
 mod falls_back;
 
 use lull_engine::consistency::{ConsistencyLevel, Evidence, assess};
@@ -25,6 +26,8 @@ use lull_proxy_wire::v1::task_event::Event;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
+/// Of the task's order.
+const FENCE: u64 = 17;
 const COMPONENT: &[u8] = b"not really a program";
 const COMMANDS: [&str; 10] =
     ["inventory", "pre-script", "quiesce", "arm", "freeze", "thaw", "release", "post-script", "bye", "renew"];
@@ -95,6 +98,7 @@ impl Scene {
         let spec = TaskSpec {
             task_id: "t1".into(),
             epoch: 1,
+            fence: FENCE,
             vm_name: "fake1".into(),
             guest: None,
             qemu: None,
