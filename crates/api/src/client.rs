@@ -121,7 +121,22 @@ impl Client {
         &self,
         path: &str,
     ) -> Result<impl Stream<Item = Result<T, ClientError>> + Send + use<T>, ClientError> {
-        let response = self.send_by(&self.patient, Method::GET, path, None::<&()>).await?;
+        self.lines_of(self.send_by(&self.patient, Method::GET, path, None::<&()>).await?)
+    }
+
+    /// `POST /api/v1{path}` with a body, answered by JSON lines, each as it comes.
+    pub async fn post_lines<T: DeserializeOwned, B: Serialize>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<impl Stream<Item = Result<T, ClientError>> + Send + use<T, B>, ClientError> {
+        self.lines_of(self.send_by(&self.patient, Method::POST, path, Some(body)).await?)
+    }
+
+    fn lines_of<T: DeserializeOwned>(
+        &self,
+        response: Response,
+    ) -> Result<impl Stream<Item = Result<T, ClientError>> + Send + use<T>, ClientError> {
         let reader = LineReader { chunks: Box::pin(response.bytes_stream()), buffer: Vec::new() };
         Ok(futures::stream::unfold((self.clone(), Some(reader)), |(client, reader)| async move {
             let mut reader = reader?;

@@ -45,8 +45,20 @@ pub struct Host {
     pub fleecing_dir: String,
     /// VMs that it has.
     pub vms: u32,
+    /// Backups that may run at once on its VMs; 0: no limit.
+    #[serde(default)]
+    pub max_tasks: u32,
     /// Whether its folder could be read at the last look.
     pub problem: Option<String>,
+}
+
+/// Changes to a hypervisor host: absent members stay as they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HostChange {
+    /// Backups that may run at once on its VMs; 0: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tasks: Option<u32>,
 }
 
 /// A VM.
@@ -60,8 +72,14 @@ pub struct Vm {
     pub host: String,
     /// `linux`, `windows` or nothing while unknown.
     pub guest_os: Option<String>,
-    /// Addresses of the guest.
+    /// Addresses and DNS names of the guest, as an administrator said.
     pub addresses: Vec<String>,
+    /// Addresses that count now, and who says so.
+    #[serde(default)]
+    pub known_addresses: Vec<KnownAddress>,
+    /// Names that lead nowhere.
+    #[serde(default)]
+    pub address_problem: Option<String>,
     /// `HOST:PORT` to connect to, where that differs from the address.
     pub connect: Option<String>,
     /// Name of the credential for its guest.
@@ -76,11 +94,20 @@ pub struct Vm {
     pub disks: Vec<String>,
 }
 
+/// An address of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KnownAddress {
+    /// The address.
+    pub address: String,
+    /// `by hand`, `DNS NAME`, or `guest agent`.
+    pub from: String,
+}
+
 /// Changes to a VM: absent members stay as they are, an empty string removes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmChange {
-    /// All addresses of the guest, IPv4 or IPv6.
+    /// All addresses of the guest: IPv4, IPv6, or DNS names. Without any, those count that a guest agent says.
     #[serde(default)]
     pub addresses: Option<Vec<String>>,
     /// `HOST:PORT`.
@@ -192,8 +219,20 @@ pub struct Repository {
     pub free_bytes: Option<u64>,
     /// Restore points in it.
     pub restore_points: u32,
+    /// Backups that may be written into it at once; 0: no limit.
+    #[serde(default)]
+    pub max_tasks: u32,
     /// Why it cannot be used at the moment.
     pub problem: Option<String>,
+}
+
+/// Changes to a repository: absent members stay as they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RepositoryChange {
+    /// Backups that may be written into it at once; 0: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tasks: Option<u32>,
 }
 
 /// What a scan of a repository found and did.
@@ -301,8 +340,14 @@ pub struct Proxy {
     pub platform: String,
     /// Whether it is the backup server's own.
     pub is_backup_server: bool,
-    /// `online`, `offline`, `draining` or `disabled`.
+    /// `online`, `offline`, `draining`, `disabled`, `incompatible` or `revoked`.
     pub state: String,
+    /// Why it gets no tasks or was turned away, with what to do.
+    #[serde(default)]
+    pub problem: Option<String>,
+    /// When it was last heard of; RFC 3339.
+    #[serde(default)]
+    pub last_heard: String,
     /// Version of Lull that it runs.
     pub version: String,
     /// On-link networks.
@@ -311,8 +356,67 @@ pub struct Proxy {
     pub channels: Vec<String>,
     /// Task slots.
     pub slots: u32,
+    /// How many of them an administrator set; nothing: as many as the proxy says.
+    #[serde(default)]
+    pub slots_set: Option<u32>,
     /// Slots in use.
     pub running_tasks: u32,
+    /// Whether the licence admits it as a guest interaction proxy.
+    #[serde(default = "licensed")]
+    pub licensed: bool,
+}
+
+fn licensed() -> bool {
+    true
+}
+
+/// What an administrator says about a guest interaction proxy: absent members stay as they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProxyChange {
+    /// `enabled`, `draining` (it finishes its tasks and takes no new ones) or `disabled` (out of use).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// Task slots; 0: as many as the proxy says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<u32>,
+}
+
+/// What a join token is made for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewJoinToken {
+    /// Name of the managed server to be; absent: as the machine says.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Instead: a managed server that joins again, by name or id. Its old keys end with the new join.
+    #[serde(default)]
+    pub again: Option<String>,
+    /// Seconds for which it is good: 3600 unless told, at most a week.
+    #[serde(default)]
+    pub valid_for_s: Option<u64>,
+}
+
+/// A token with which one machine becomes a proxy. `Debug` hides it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JoinToken {
+    /// To be given to `lull proxy join` on that machine.
+    pub token: String,
+    /// Until when it is good; RFC 3339.
+    pub expires_at: String,
+    /// Name of the managed server to be, where it was given.
+    pub name: Option<String>,
+    /// Port on which the backup server waits for proxies.
+    pub port: u16,
+}
+
+impl std::fmt::Debug for JoinToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JoinToken")
+            .field("name", &self.name)
+            .field("expires_at", &self.expires_at)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Which proxy would serve a VM, and why.
@@ -326,8 +430,20 @@ pub struct ProxyExplanation {
     pub tier: Option<u8>,
     /// One sentence.
     pub summary: String,
-    /// Every candidate, best first, with the reason for or against it.
+    /// The candidates, best first, each with the reason for or against it. What a task keeps of its choice holds the best ones.
     pub candidates: Vec<ProxyCandidate>,
+    /// How many others there were, by reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more: Vec<MoreCandidates>,
+}
+
+/// Candidates that are not listed one by one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MoreCandidates {
+    /// How many.
+    pub servers: u32,
+    /// The reason against each of them.
+    pub reason: String,
 }
 
 /// One candidate of a choice.

@@ -1,6 +1,7 @@
 //! Sessions, their tasks and steps, and the stream of their events.
 
 use crate::infrastructure::ProxyExplanation;
+use crate::proxy_tier::ProxyChoice;
 use crate::timing::RetryOf;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -62,6 +63,9 @@ pub struct Task {
     pub failure: Option<Failure>,
     /// Which proxy was chosen, and why.
     pub proxy: Option<ProxyExplanation>,
+    /// Where a proxy lost the task: the choices before, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier_choices: Vec<ProxyChoice>,
     /// Steps in the order in which they began.
     pub steps: Vec<Step>,
     /// Consistency level reached.
