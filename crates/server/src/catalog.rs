@@ -1,7 +1,7 @@
 //! The catalog of the server: listings that come in, their tables, what is asked of them.
 //!
-//! The folder of listings that came in is the queue: whoever is killed finds it again. A listing is taken in once its restore point is
-//! recorded ([`queue`]), and removed once there will be none. Knows nothing of guests; what a table is, `lull-catalog` knows.
+//! The folder of listings that came in is the queue: whoever is killed finds it again. A listing is taken in once its task is
+//! over and left a restore point ([`queue`]), and removed where it left none. Knows nothing of guests; what a table is, `lull-catalog` knows.
 
 use crate::error::ServerError;
 use attempts::Attempts;
@@ -86,6 +86,11 @@ impl FileCatalog {
     /// Begins the listing of a restore point; one that began before is begun anew.
     pub async fn begin(&self, restore_point: Uuid) -> io::Result<Spool> {
         Spool::begin(&self.listing(restore_point), self.pace.reserve_bytes).await
+    }
+
+    /// Goes on with the listing that an earlier run of the server began; see [`Spool::resume`].
+    pub async fn resume(&self, restore_point: Uuid) -> io::Result<Option<(Spool, u64)>> {
+        Spool::resume(&self.listing(restore_point), self.pace.reserve_bytes).await
     }
 
     /// The listings that wait, or are being taken in.

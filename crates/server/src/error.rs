@@ -3,6 +3,7 @@
 use crate::secrets::SecretError;
 use crate::state_dir::StateDirError;
 use crate::store::StoreError;
+use crate::trust::TrustError;
 use lull_catalog::CatalogError;
 use std::net::SocketAddr;
 
@@ -21,6 +22,19 @@ pub enum ServerError {
     /// The file catalog cannot be opened.
     #[error("the file catalog cannot be opened")]
     Catalog(#[source] CatalogError),
+    /// No certificates for proxies.
+    #[error("the port for proxies cannot be secured")]
+    Trust(#[from] TrustError),
+    /// The port for proxies cannot be listened on.
+    #[error(
+        "proxies cannot be listened for on {listen}; see which program holds the port, choose another with --proxy-listen, or          do without proxies: --proxy-listen none"
+    )]
+    ListenForProxies {
+        /// What was asked for.
+        listen: SocketAddr,
+        /// Cause.
+        source: std::io::Error,
+    },
     /// The address is reachable from other machines.
     #[error(
         "the REST interface does not listen on {listen}: an address other than loopback needs TLS, which this version \

@@ -1,10 +1,14 @@
 //! The stored infrastructure as the engine's rules see it. Decides nothing.
 
+use crate::addresses;
+use crate::resolver::Resolver;
+use crate::runner::limits;
 use crate::server::Server;
 use crate::store::StoreError;
 use crate::store::credentials::CredentialRow;
 use crate::store::infrastructure::VmRow;
 use jiff::Timestamp;
+use lull_engine::dispatch::Limits;
 use lull_engine::failover::FailureMemory;
 use lull_engine::ids::{CredentialId, HostId, VmId};
 use lull_engine::infrastructure::{Credential, CredentialKind, ManagedServer, Platform, Vm};
@@ -21,8 +25,10 @@ pub struct Snapshot {
     pub credentials: Vec<Credential>,
     /// Remembered failures.
     pub failures: FailureMemory,
-    /// The licence in force. Licence files come with remote proxies; until then it is the built-in one.
+    /// The licence in force.
     pub licence: Licence,
+    /// How many backups may run at once, by host and by repository.
+    pub limits: Limits,
     /// Rules of the infrastructure.
     pub rules: SelectionRules,
     /// The moment.
@@ -31,28 +37,41 @@ pub struct Snapshot {
 
 /// The infrastructure now.
 pub async fn snapshot(server: &Server) -> Result<Snapshot, StoreError> {
+    snapshot_with(server, |_| true).await
+}
+
+/// The infrastructure now, with these VMs only.
+pub async fn snapshot_with(server: &Server, wanted: impl Fn(&VmRow) -> bool) -> Result<Snapshot, StoreError> {
     let now = Timestamp::now();
     let credentials = server.store.credentials().await?;
+    let vms = server.store.vms().await?;
+    let vms = || vms.iter().filter(|row| wanted(row));
+    server.resolver.freshen(addresses::names(vms())).await;
+    let duties = server.store.server_duties().await?;
+    let mut servers = server.proxies.managed_servers();
+    for server in &mut servers {
+        duties.get(&server.id.0).copied().unwrap_or_default().apply(server);
+    }
     Ok(Snapshot {
-        servers: server.proxies.managed_servers(),
-        vms: server.store.vms().await?.iter().map(vm).collect(),
+        servers,
+        vms: vms().map(|row| vm(row, &server.resolver)).collect(),
         credentials: credentials.iter().map(credential).collect(),
         failures: server.store.failures(now).await?,
-        licence: Licence::default(),
+        licence: server.licence.in_force(),
+        limits: limits::limits(&server.store.task_limits().await?),
         rules: SelectionRules::default(),
         now,
     })
 }
 
-/// A VM.
-pub fn vm(row: &VmRow) -> Vm {
+/// A VM, with the addresses that are known of its guest now.
+pub fn vm(row: &VmRow, resolver: &Resolver) -> Vm {
     Vm {
         id: VmId(row.id),
         name: row.name.clone(),
         host: HostId(row.host),
         guest_os: row.guest_os,
-        // Only addresses are ever stored.
-        addresses: row.addresses.iter().filter_map(|address| address.parse().ok()).collect(),
+        addresses: addresses::known(row, resolver).addresses.into_iter().map(|(address, _)| address).collect(),
         connect: row.connect.clone(),
         credential: row.credential.map(CredentialId),
     }

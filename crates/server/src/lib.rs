@@ -9,6 +9,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use tokio::{io::DuplexStream, sync::oneshot};
 
 mod accept;
+mod addresses;
 mod catalog;
 mod clock;
 mod disk;
@@ -16,10 +17,15 @@ mod error;
 mod hub;
 mod infrastructure;
 mod instant;
+mod licence;
+mod load;
 mod look;
+pub mod managed;
+pub mod metrics;
 mod notify;
 mod proxies;
 mod removal;
+mod resolver;
 pub mod rest;
 mod retention;
 mod runner;
@@ -28,6 +34,7 @@ mod server;
 mod start;
 mod state_dir;
 mod store;
+mod trust;
 mod verification;
 
 pub use catalog::CatalogPace;
@@ -60,18 +67,41 @@ impl LocalProxy {
     }
 }
 
+/// How long the return of a proxy is waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct ProxyPace {
+    /// A task whose proxy is not heard of for so long is taken away from it; it dials about ten times meanwhile.
+    pub return_within_ms: u64,
+    /// After a start of the server, waiting tasks are given to nobody for so long, while proxies that are known come back.
+    pub gather_ms: u64,
+    /// A proxy that was installed or restarted has so long to come online.
+    pub come_ms: u64,
+}
+
+impl Default for ProxyPace {
+    fn default() -> Self {
+        ProxyPace { return_within_ms: 60_000, gather_ms: 15_000, come_ms: 90_000 }
+    }
+}
+
 /// What a server needs to run.
 pub struct ServerConfig {
     /// Folder that holds `lull.db`, `secret.key`, `admin-token`; created with mode 0700.
     pub state_dir: PathBuf,
     /// Address of the REST interface; port 0 takes any free one. Anything but loopback is refused, since it needs TLS.
     pub listen: SocketAddr,
+    /// Address at which monitoring asks, with nobody's name; nothing: it cannot.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Address on which proxies on other machines call; port 0 takes any free one. None: there are none.
+    pub proxy_listen: Option<SocketAddr>,
     /// Proxies in this process; [`LocalProxy::embedded`] is one of them.
     pub proxies: Vec<LocalProxy>,
     /// What time it is for schedules, retries and retention.
     pub clock: Clock,
     /// How long and how often it is tried to tell somebody of a session.
     pub notify: NotifyPace,
+    /// How long the return of a proxy is waited for.
+    pub pace: ProxyPace,
     /// What the catalog may take of the disk, and how often it tries to take a listing in.
     pub catalog: CatalogPace,
     /// Told once, when the server answers requests.
@@ -83,7 +113,18 @@ impl ServerConfig {
     pub fn new(state_dir: PathBuf, listen: SocketAddr, embedded: ServeProxy) -> Self {
         let proxies = vec![LocalProxy::embedded(embedded)];
         let (clock, notify, catalog) = (Clock::system(), NotifyPace::default(), CatalogPace::default());
-        ServerConfig { state_dir, listen, proxies, clock, notify, catalog, ready: None }
+        ServerConfig {
+            state_dir,
+            listen,
+            metrics_listen: None,
+            proxy_listen: None,
+            proxies,
+            pace: ProxyPace::default(),
+            clock,
+            notify,
+            catalog,
+            ready: None,
+        }
     }
 }
 
@@ -92,6 +133,10 @@ impl ServerConfig {
 pub struct Ready {
     /// Address of the REST interface, with the port that was taken.
     pub address: SocketAddr,
+    /// Where monitoring may ask.
+    pub metrics: Option<SocketAddr>,
+    /// Address for proxies, with the port that was taken.
+    pub proxy_address: Option<SocketAddr>,
     /// File that holds the bearer token.
     pub token_file: PathBuf,
     /// Tasks that an earlier run left open and that are being recovered.

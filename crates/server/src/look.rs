@@ -1,6 +1,7 @@
-//! Looks at hypervisor hosts for the VMs they have, through the backup server's own proxy.
+//! Looks at hypervisor hosts for the VMs they have, through the backup server's own proxy or another that reaches the host.
 
 use crate::instant::us;
+use crate::proxies::ProxyLink;
 use crate::server::Server;
 use crate::store::StoreError;
 use crate::store::infrastructure::{HostRow, SeenVm};
@@ -19,26 +20,54 @@ const WAIT_MS_MAX: u64 = 3_000;
 
 /// The VMs of a host, or why they are not known.
 pub async fn ask(server: &Server, qemu_dir: &str, fleecing_dir: &str) -> Result<Vec<SeenVm>, String> {
-    let proxy = server.proxies.backup_server().ok_or("the backup server has no proxy of its own")?;
-    let target = v1::HypervisorTarget {
-        kind: Some(Kind::Qemu(v1::QemuTarget {
-            sockets_dir: qemu_dir.to_string(),
-            vm: String::new(),
-            fleecing_dir: fleecing_dir.to_string(),
-        })),
+    let own = server.proxies.backup_server().ok_or("the backup server has no proxy of its own")?;
+    let target = target(qemu_dir, fleecing_dir);
+    let why = match list(&own, target.clone()).await {
+        Ok(vms) => return Ok(vms),
+        Err(why) => why,
     };
-    let mut client = proxy.client();
-    let answer = tokio::time::timeout(Duration::from_millis(LOOK_MS_MAX), client.list_vms(target));
-    match answer.await {
+    // The host may be within another's reach only.
+    let others =
+        server.proxies.all().into_iter().filter(|link| link.server.id != own.server.id && link.health().online);
+    let ask = |link: Arc<ProxyLink>| {
+        let target = target.clone();
+        Box::pin(async move { list(&link, target).await })
+    };
+    let asked: Vec<_> = others.map(ask).collect();
+    if asked.is_empty() {
+        return Err(why);
+    }
+    futures::future::select_ok(asked).await.map(|(vms, _)| vms).map_err(|_| why)
+}
+
+fn target(qemu_dir: &str, fleecing_dir: &str) -> v1::HypervisorTarget {
+    let (sockets_dir, fleecing_dir) = (qemu_dir.to_string(), fleecing_dir.to_string());
+    let qemu = v1::QemuTarget { sockets_dir, vm: String::new(), fleecing_dir };
+    v1::HypervisorTarget { kind: Some(Kind::Qemu(qemu)) }
+}
+
+async fn list(proxy: &ProxyLink, target: v1::HypervisorTarget) -> Result<Vec<SeenVm>, String> {
+    let mut client = proxy.client().map_err(|status| status.message().to_string())?;
+    match tokio::time::timeout(Duration::from_millis(LOOK_MS_MAX), client.list_vms(target)).await {
         Err(_) => Err(format!("no answer within {} s", LOOK_MS_MAX / 1_000)),
         Ok(Err(status)) => Err(status.message().to_string()),
         Ok(Ok(list)) => Ok(list.into_inner().vms.into_iter().map(seen).collect()),
     }
 }
 
+/// From now on proxies are asked which of the stored hosts they reach.
+pub async fn ask_proxies(server: &Server) -> Result<(), StoreError> {
+    let probe = |host: HostRow| v1::HostProbe {
+        id: host.id.to_string(),
+        target: Some(target(&host.qemu_dir, &host.fleecing_dir)),
+    };
+    server.proxies.ask_about(server.store.hosts().await?.into_iter().map(probe).collect());
+    Ok(())
+}
+
 fn seen(vm: v1::VmEntry) -> SeenVm {
     let state = if vm.error.is_empty() { vm.state } else { format!("unknown: {}", vm.error) };
-    SeenVm { name: vm.name, state, disks: vm.disks }
+    SeenVm { name: vm.name, state, disks: vm.disks, addresses: vm.addresses }
 }
 
 /// Looks at a host and stores what was found, a failure too.

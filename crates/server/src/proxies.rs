@@ -1,34 +1,37 @@
-//! The proxies: how each is reached, what it says of itself, and whether its heartbeat arrives. Chooses none.
+//! The proxies: how each is reached, what it said of itself last, and whether its heartbeat arrives. Chooses none.
 //!
-//! A proxy serves `proxy-wire` on a stream and the server is its HTTP/2 client. A connection that broke is opened again
-//! by the next call. Every [`HEARTBEAT_MS`] a proxy is asked to describe itself; one that did not answer for
-//! [`SILENT_AFTER_MS`] is offline, and whoever waits for it is told so.
+//! A proxy serves `proxy-wire` on a [`Line`] and the server is its HTTP/2 client: the embedded one on a stream in memory, which
+//! is opened again by the next call, a remote one on the connection it dialled last. [`gate`] takes those connections,
+//! [`joining`] makes a proxy of a machine with a token, [`arrival`] admits it, [`heartbeat`] keeps asking.
 
 use crate::LocalProxy;
 use crate::store::infrastructure::ServerRow;
+use crate::store::proxies::{JoinedRow, LastKnown};
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use jiff::Timestamp;
-use lull_engine::ids::ServerId;
+use line::Line;
+use lull_engine::ids::{HostId, ServerId};
 use lull_engine::infrastructure::{ChannelKind, ManagedServer, Platform, SILENT_AFTER_MS, ServerState};
+use lull_proxy_wire::v1::HostProbe;
 use lull_proxy_wire::v1::proxy_client::ProxyClient;
-use lull_proxy_wire::v1::{DescribeRequest, ProxyDescription};
+use lull_proxy_wire::{GENERATION, fits};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::io::DuplexStream;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint, Uri};
 use uuid::Uuid;
 
-/// From one heartbeat to the next.
-pub const HEARTBEAT_MS: u64 = 2_000;
-/// Longest wait for one answer to a heartbeat.
-const HEARTBEAT_TIMEOUT_MS: u64 = 5_000;
-/// A proxy is offline only after so many unanswered heartbeats, whatever the clock says: this process may have been
-/// stopped meanwhile.
-const MISSED_MIN: u32 = 2;
+pub mod arrival;
+pub mod gate;
+pub mod heartbeat;
+pub mod joining;
+pub mod line;
+
 /// Buffer of the in-memory stream, each way.
 const STREAM_BYTES: usize = 1 << 20;
 /// Largest message from a proxy: an inventory and evidence of many file systems.
@@ -37,26 +40,62 @@ const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// What is known of a proxy now.
 #[derive(Debug, Clone)]
 pub struct Health {
-    /// What it said of itself last; nothing before its first answer.
-    pub description: Option<ProxyDescription>,
-    /// When it last answered, or when it was added.
+    /// What it said of itself last, in this life of the server or an earlier one.
+    pub last_known: LastKnown,
+    /// The process that said it; empty before its first answer.
+    pub incarnation: String,
+    /// When it last answered, or when it was added or the server started.
     pub last_heard: Timestamp,
     /// Whether it counts as online.
     pub online: bool,
+    /// Why it gets no tasks although it may be there, with what to do.
+    pub trouble: Option<String>,
+    /// It was revoked.
+    pub revoked: bool,
 }
 
 /// One proxy.
 pub struct ProxyLink {
     /// Its managed server.
     pub server: ServerRow,
-    channel: Channel,
+    line: watch::Sender<Option<Line>>,
     health: watch::Sender<Health>,
+    /// Set when it is no longer in the infrastructure.
+    gone: CancellationToken,
+    /// It lives in this process.
+    pub in_process: bool,
 }
 
 impl ProxyLink {
+    fn new(
+        server: ServerRow,
+        line: Option<Line>,
+        known: Option<LastKnown>,
+        revoked: bool,
+        now: Timestamp,
+    ) -> Arc<Self> {
+        let health = Health {
+            last_known: known.unwrap_or_default(),
+            incarnation: String::new(),
+            last_heard: now,
+            online: false,
+            trouble: None,
+            revoked,
+        };
+        let in_process = line.is_some();
+        let (line, health) = (watch::Sender::new(line), watch::Sender::new(health));
+        Arc::new(ProxyLink { server, line, health, gone: CancellationToken::new(), in_process })
+    }
+
     /// To call it.
-    pub fn client(&self) -> ProxyClient<Channel> {
-        ProxyClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` while it is not connected.
+    pub fn client(&self) -> Result<ProxyClient<Channel>, Status> {
+        match &*self.line.borrow() {
+            Some(line) => Ok(client(line.channel.clone())),
+            None => Err(Status::unavailable(format!("{} is not connected", self.server.name))),
+        }
     }
 
     /// What is known of it now.
@@ -77,80 +116,114 @@ impl ProxyLink {
         let _ = health.wait_for(|health| health.online).await;
     }
 
-    /// Asks for heartbeats until the future is dropped; `changed` is called when it comes or goes.
-    pub async fn watch(&self, changed: impl Fn()) {
-        let mut missed = 0;
-        let mut heard = Instant::now();
-        loop {
-            let asked = Duration::from_millis(HEARTBEAT_TIMEOUT_MS);
-            let mut client = self.client();
-            let was_online = self.health.borrow().online;
-            match tokio::time::timeout(asked, client.describe(DescribeRequest {})).await {
-                Ok(Ok(answer)) => {
-                    (missed, heard) = (0, Instant::now());
-                    let description = Some(answer.into_inner());
-                    let last_heard = Timestamp::now();
-                    self.health.send_replace(Health { description, last_heard, online: true });
-                    if !was_online {
-                        changed();
-                    }
-                }
-                failed => {
-                    missed += 1;
-                    let silent = heard.elapsed() > Duration::from_millis(SILENT_AFTER_MS);
-                    if was_online && missed >= MISSED_MIN && silent {
-                        let why = failed.map_or_else(|_| "no answer".to_string(), |r| format!("{r:?}"));
-                        tracing::warn!(proxy = %self.server.name, why, "the proxy is offline");
-                        self.health.send_modify(|health| health.online = false);
-                        changed();
-                    }
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(HEARTBEAT_MS)).await;
+    /// Returns once it answers a heartbeat that is younger than this call: the process that does.
+    pub async fn answers_again(&self) -> String {
+        let (called, mut health) = (Timestamp::now(), self.health.subscribe());
+        let heard = health.wait_for(|health| health.online && health.last_heard >= called).await;
+        heard.map(|health| health.incarnation.clone()).unwrap_or_default()
+    }
+
+    /// Returns once it is revoked or removed.
+    pub async fn revoked(&self) {
+        let mut health = self.health.subscribe();
+        let _ = health.wait_for(|health| health.revoked).await;
+    }
+
+    /// Returns once it reaches this hypervisor host.
+    pub async fn reaches(&self, host: Uuid) {
+        let mut health = self.health.subscribe();
+        let _ = health.wait_for(|health| health.last_known.hosts_reached.contains(&host)).await;
+    }
+
+    /// It is cut off at once: what it is asked breaks off, and it is not admitted again.
+    pub fn revoke(&self) {
+        self.health.send_modify(|health| (health.online, health.revoked) = (false, true));
+        self.cut();
+    }
+
+    fn cut(&self) {
+        if let Some(line) = self.line.send_replace(None) {
+            line.cut.cancel();
         }
     }
 }
 
+fn client(channel: Channel) -> ProxyClient<Channel> {
+    ProxyClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// HTTP/2 to a proxy. The name is never resolved: the connector has the stream.
+fn endpoint() -> Endpoint {
+    Endpoint::from_static("http://proxy.invalid")
+        .http2_keep_alive_interval(Duration::from_millis(SILENT_AFTER_MS / 2))
+        .keep_alive_timeout(Duration::from_millis(2 * SILENT_AFTER_MS))
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(8 << 20)
+}
+
 /// Every proxy, by the id of its managed server.
 pub struct Proxies {
-    links: BTreeMap<Uuid, ProxyLink>,
+    links: RwLock<BTreeMap<Uuid, Arc<ProxyLink>>>,
     /// Tasks that each works on.
     running: Mutex<BTreeMap<Uuid, u32>>,
+    /// Hypervisor hosts that proxies are asked about.
+    probes: watch::Sender<Arc<Vec<HostProbe>>>,
 }
 
 impl Proxies {
-    /// Proxies in this process; nothing is connected yet.
-    pub fn new(local: Vec<(ServerRow, LocalProxy)>, now: Timestamp) -> Self {
-        let link = |(server, proxy): (ServerRow, LocalProxy)| {
+    /// Proxies in this process, and those that joined before; nothing is connected yet.
+    pub fn new(local: Vec<(ServerRow, LocalProxy)>, joined: Vec<JoinedRow>, now: Timestamp) -> Self {
+        let mut links = BTreeMap::new();
+        for (server, proxy) in local {
             let connector = tower::service_fn(move |_: Uri| {
                 let (ours, theirs) = tokio::io::duplex(STREAM_BYTES);
                 tokio::spawn((proxy.serve)(theirs));
                 std::future::ready(Ok::<TokioIo<DuplexStream>, std::io::Error>(TokioIo::new(ours)))
             });
-            // The name is never resolved: the connector has the stream.
-            let channel = Endpoint::from_static("http://proxy.invalid")
-                .http2_keep_alive_interval(Duration::from_millis(SILENT_AFTER_MS / 2))
-                .keep_alive_timeout(Duration::from_millis(SILENT_AFTER_MS))
-                .connect_with_connector_lazy(connector);
-            let health = watch::Sender::new(Health { description: None, last_heard: now, online: false });
-            (server.id, ProxyLink { server, channel, health })
-        };
-        Proxies { links: local.into_iter().map(link).collect(), running: Mutex::default() }
+            let line = Line::in_memory(endpoint().connect_with_connector_lazy(connector));
+            links.insert(server.id, ProxyLink::new(server, Some(line), None, false, now));
+        }
+        let remote = joined.into_iter().filter(|row| !row.keys.is_empty() || row.revoked_us.is_some());
+        for JoinedRow { server, last_known, revoked_us, .. } in remote {
+            let revoked = revoked_us.is_some();
+            links.entry(server.id).or_insert_with(|| ProxyLink::new(server, None, last_known, revoked, now));
+        }
+        Proxies { links: RwLock::new(links), running: Mutex::default(), probes: watch::Sender::default() }
     }
 
     /// All of them, by id.
-    pub fn all(&self) -> impl Iterator<Item = &ProxyLink> {
-        self.links.values()
+    pub fn all(&self) -> Vec<Arc<ProxyLink>> {
+        self.links.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// The proxy of a managed server.
-    pub fn get(&self, server: ServerId) -> Option<&ProxyLink> {
-        self.links.get(&server.0)
+    pub fn get(&self, server: ServerId) -> Option<Arc<ProxyLink>> {
+        self.links.read().unwrap_or_else(PoisonError::into_inner).get(&server.0).cloned()
     }
 
     /// The backup server's own.
-    pub fn backup_server(&self) -> Option<&ProxyLink> {
-        self.links.values().find(|link| link.server.is_backup_server)
+    pub fn backup_server(&self) -> Option<Arc<ProxyLink>> {
+        self.all().into_iter().find(|link| link.server.is_backup_server)
+    }
+
+    /// A machine joined, or joined again. What was known of it under this id ends.
+    fn add(&self, server: ServerRow, now: Timestamp) -> Arc<ProxyLink> {
+        let link = ProxyLink::new(server, None, None, false, now);
+        let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = links.insert(link.server.id, link.clone()) {
+            old.gone.cancel();
+            old.revoke();
+        }
+        link
+    }
+
+    /// It is no longer in the backup infrastructure.
+    pub fn remove(&self, server: Uuid) {
+        if let Some(link) = self.links.write().unwrap_or_else(PoisonError::into_inner).remove(&server) {
+            link.gone.cancel();
+            link.revoke();
+        }
     }
 
     /// A slot is taken or given back.
@@ -167,26 +240,41 @@ impl Proxies {
 
     /// As the rules of selection see them.
     pub fn managed_servers(&self) -> Vec<ManagedServer> {
-        self.links.values().map(|link| managed_server(link, self.running(link.server.id))).collect()
+        self.all().iter().map(|link| managed_server(link, self.running(link.server.id))).collect()
+    }
+
+    /// From now on proxies are asked about these hypervisor hosts, and at once.
+    pub fn ask_about(&self, probes: Vec<HostProbe>) {
+        self.probes.send_replace(Arc::new(probes));
     }
 }
 
 fn managed_server(link: &ProxyLink, running_tasks: u32) -> ManagedServer {
     let health = link.health();
-    let state = if health.online { ServerState::Online } else { ServerState::Offline { since: health.last_heard } };
-    let description = health.description.unwrap_or_default();
+    let state = match (&health, health.last_known.generation.max(1)) {
+        (Health { revoked: true, .. }, _) => ServerState::Revoked,
+        (Health { online: true, .. }, _) => ServerState::Online,
+        (Health { trouble: Some(_), .. }, theirs) if !fits(GENERATION, theirs) => ServerState::Incompatible {
+            version: health.last_known.version.clone(),
+            server_version: env!("CARGO_PKG_VERSION").into(),
+            newer: theirs > GENERATION,
+        },
+        _ => ServerState::Offline { since: health.last_heard },
+    };
+    let known = health.last_known;
     ManagedServer {
         id: ServerId(link.server.id),
         name: link.server.name.clone(),
-        platform: if description.platform == "windows" { Platform::Windows } else { Platform::Linux },
+        platform: if known.platform == "windows" { Platform::Windows } else { Platform::Linux },
         is_backup_server: link.server.is_backup_server,
         role_enabled: link.server.role_enabled,
         state,
         // What does not read as a network is no network of the VM's; the proxy's own list shows it as it is.
-        networks: description.networks.iter().filter_map(|net| net.parse::<IpNet>().ok()).collect(),
-        channels: description.channels.iter().filter_map(|name| channel(name)).collect(),
+        networks: known.networks.iter().filter_map(|net| net.parse::<IpNet>().ok()).collect(),
+        channels: known.channels.iter().filter_map(|name| channel(name)).collect(),
         network_less_hosts: Vec::new(),
-        slots: description.slots,
+        hosts_reached: known.hosts_reached.iter().map(|id| HostId(*id)).collect(),
+        slots: known.slots,
         running_tasks,
     }
 }

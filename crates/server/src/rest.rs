@@ -9,9 +9,13 @@
 //! | `GET /openapi.json` | | the OpenAPI document |
 //! | `GET /status` | | `ServerStatus` |
 //! | `GET /doctor` | | `[Finding]` |
+//! | `GET /licence` | | `LicenceStatus`: the licence in force |
+//! | `POST /licence` | `LicenceFile` | `LicenceStatus`; it is checked, and takes the place of the one before |
+//! | `DELETE /licence` | | 204; the built-in one holds again |
 //! | `GET /hosts` | | `[Host]` |
 //! | `POST /hosts` | `NewHost` | 201 `Host`, its VMs looked up |
 //! | `GET /hosts/{host}` | | `Host` |
+//! | `PATCH /hosts/{host}` | `HostChange` | `Host`: how many backups run at once |
 //! | `DELETE /hosts/{host}` | | 204 |
 //! | `POST /hosts/{host}/rescan` | | `Host` |
 //! | `GET /vms` | | `[Vm]` |
@@ -31,6 +35,7 @@
 //! | `GET /repositories` | | `[Repository]` |
 //! | `POST /repositories` | `NewRepository` | 201 `Repository` |
 //! | `GET /repositories/{repository}` | | `Repository` |
+//! | `PATCH /repositories/{repository}` | `RepositoryChange` | `Repository`: how many backups are written at once |
 //! | `DELETE /repositories/{repository}` | | 204 |
 //! | `POST /repositories/{repository}/scan` | | `RepositoryScan`; restore points that were not known are recorded |
 //! | `GET /jobs` | | `[Job]` |
@@ -40,6 +45,7 @@
 //! | `PATCH /jobs/{job}` | `JobChange` | `SavedJob` |
 //! | `DELETE /jobs/{job}` | | 204 |
 //! | `POST /jobs/{job}/validate` | | `JobValidation` of the job as it is saved |
+//! | `GET /jobs/{job}/preview` | | `JobPreview`: which proxy would serve which VM |
 //! | `POST /jobs/{job}/run` | | 202 `Session` |
 //! | `GET /jobs/{job}/vms` | | `[JobVm]`: the VMs in scope, each with what it has otherwise than the job |
 //! | `GET /jobs/{job}/vms/{vm}/settings` | | `VmSettings`: the settings in force, and where each comes from |
@@ -60,6 +66,20 @@
 //! | `GET /catalog/browse?vm=VM&path=PATH` | | JSON lines of `CatalogLine`: what lies in a folder |
 //! | `GET /catalog/export?vm=VM` | | the history of a VM as CSV or JSON lines |
 //! | `GET /proxies` | | `[Proxy]` |
+//! | `PATCH /proxies/{proxy}` | `ProxyChange` | `Proxy`: enabled, draining or disabled; its task slots |
+//! | `GET /proxies/load?proxy=NAME&since=TIME&bucket=hour` | | `LoadReport`: tasks and busy time of each proxy over time |
+//! | `POST /proxies/tokens` | `NewJoinToken` | 201 `JoinToken`, shown this once |
+//! | `POST /proxies/{proxy}/revoke` | | `Proxy`; it is cut off at once |
+//! | `DELETE /proxies/{proxy}` | | 204 |
+//! | `GET /managed-servers` | | `[ManagedServer]` |
+//! | `POST /managed-servers` | `NewManagedServer` | JSON lines of `ManagedLine`: a proxy is installed on a machine |
+//! | `POST /managed-servers/host-key` | `AskHostKey` | `ShownHostKey`; nothing secret is sent there |
+//! | `POST /managed-servers/check` | `NewManagedServer` | `MachineCheck`: what stands in the way, and what would be changed |
+//! | `GET /managed-servers/{server}` | | `ManagedServer` |
+//! | `POST /managed-servers/{server}/check` | `ServerWork` | `MachineCheck` of a managed server's machine |
+//! | `POST /managed-servers/{server}/repair` | `ServerWork` | JSON lines of `ManagedLine` |
+//! | `POST /managed-servers/{server}/upgrade` | `ServerWork` | JSON lines of `ManagedLine` |
+//! | `POST /managed-servers/{server}/remove` | `ServerWork` | JSON lines of `ManagedLine`: from its machine, then from here |
 
 use crate::server::Server;
 use axum::Router;
@@ -83,9 +103,13 @@ mod events;
 mod guest_settings;
 mod hosts;
 mod jobs;
+mod licence;
+mod managed_servers;
 mod names;
 mod notify_settings;
 mod proxies;
+mod proxy_duty;
+mod proxy_load;
 mod repositories;
 mod restore_points;
 mod scan;
@@ -144,8 +168,9 @@ fn endpoints() -> OpenApiRouter<Arc<Server>> {
         .routes(routes!(status::document))
         .routes(routes!(status::status))
         .routes(routes!(doctor::doctor))
+        .routes(routes!(licence::get, licence::install, licence::remove))
         .routes(routes!(hosts::list, hosts::add))
-        .routes(routes!(hosts::get, hosts::remove))
+        .routes(routes!(hosts::get, hosts::change, hosts::remove))
         .routes(routes!(hosts::rescan))
         .routes(routes!(vms::list))
         .routes(routes!(vms::get, vms::change))
@@ -158,12 +183,13 @@ fn endpoints() -> OpenApiRouter<Arc<Server>> {
         .routes(routes!(credentials::get, credentials::change, credentials::remove))
         .routes(routes!(credentials::release))
         .routes(routes!(repositories::list, repositories::add))
-        .routes(routes!(repositories::get, repositories::remove))
+        .routes(routes!(repositories::get, repositories::change, repositories::remove))
         .routes(routes!(scan::scan))
         .routes(routes!(jobs::list, jobs::add))
         .routes(routes!(jobs::validate_new))
         .routes(routes!(jobs::get, jobs::change, jobs::remove))
         .routes(routes!(jobs::validate))
+        .routes(routes!(jobs::preview))
         .routes(routes!(jobs::run))
         .routes(routes!(vm_settings::list))
         .routes(routes!(vm_settings::get, vm_settings::change, vm_settings::clear))
@@ -180,7 +206,20 @@ fn endpoints() -> OpenApiRouter<Arc<Server>> {
         .routes(routes!(catalog::search))
         .routes(routes!(catalog::browse))
         .routes(routes!(catalog::export))
-        .routes(routes!(proxies::list));
+        .routes(routes!(proxies::list))
+        .routes(routes!(proxy_duty::change))
+        .routes(routes!(proxy_load::load))
+        .routes(routes!(proxies::make_token))
+        .routes(routes!(proxies::revoke))
+        .routes(routes!(proxies::remove))
+        .routes(routes!(managed_servers::list, managed_servers::add))
+        .routes(routes!(managed_servers::host_key))
+        .routes(routes!(managed_servers::check))
+        .routes(routes!(managed_servers::get))
+        .routes(routes!(managed_servers::check_known))
+        .routes(routes!(managed_servers::repair))
+        .routes(routes!(managed_servers::upgrade))
+        .routes(routes!(managed_servers::remove));
     OpenApiRouter::with_openapi(Document::openapi()).nest(BASE, api)
 }
 

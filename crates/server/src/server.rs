@@ -1,18 +1,24 @@
 //! What every part of a running server shares, and how its background work is started and ended.
 
+use crate::ProxyPace;
 use crate::catalog::FileCatalog;
 use crate::clock::Clock;
 use crate::hub::Hub;
+use crate::licence::LicenceBook;
+use crate::metrics::Metrics;
 use crate::notify::NotifyPace;
 use crate::proxies::Proxies;
 use crate::removal::Uses;
+use crate::resolver::Resolver;
 use crate::retention::RetentionQueue;
 use crate::runner::book::Book;
 use crate::secrets::Secrets;
 use crate::store::Store;
+use crate::trust::Authority;
 use jiff::Timestamp;
 use secrecy::SecretString;
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
@@ -25,8 +31,16 @@ pub struct Server {
     pub store: Store,
     /// Seals and opens secrets.
     pub secrets: Secrets,
+    /// Makes the proxies' certificates.
+    pub authority: Authority,
     /// The files of the guests.
     pub catalog: FileCatalog,
+    /// What is licensed.
+    pub licence: LicenceBook,
+    /// DNS names of guests.
+    pub resolver: Resolver,
+    /// What is counted for monitoring.
+    pub metrics: Arc<Metrics>,
     /// What time it is for schedules.
     pub clock: Clock,
     /// Jobs whose restore points are looked through.
@@ -39,6 +53,8 @@ pub struct Server {
     pub book: Book,
     /// The proxies.
     pub proxies: Proxies,
+    /// Where proxies on other machines call.
+    pub proxy_address: Option<SocketAddr>,
     /// What a caller must present.
     pub token: SecretString,
     /// The state folder.
@@ -47,8 +63,12 @@ pub struct Server {
     pub started: Timestamp,
     /// Hosts that are being looked at.
     pub looking: Mutex<BTreeSet<Uuid>>,
+    /// Machines that are being changed.
+    pub managing: Mutex<BTreeSet<String>>,
     /// Wakes the dispatcher.
     pub wake: Notify,
+    /// How long the return of a proxy is waited for.
+    pub pace: ProxyPace,
     /// How long and how often it is tried to tell somebody of a session.
     pub notify: NotifyPace,
     /// Wakes whoever tells of sessions.

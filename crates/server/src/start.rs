@@ -5,7 +5,10 @@ use crate::catalog::FileCatalog;
 use crate::clock;
 use crate::error::ServerError;
 use crate::hub::Hub;
-use crate::proxies::Proxies;
+use crate::licence::LicenceBook;
+use crate::metrics::{self, Metrics, MetricsText};
+use crate::proxies::{Proxies, gate, joining};
+use crate::resolver::Resolver;
 use crate::rest;
 use crate::retention::{self, RetentionQueue};
 use crate::runner::book::Book;
@@ -14,10 +17,12 @@ use crate::secrets::{SecretError, Secrets};
 use crate::server::Server;
 use crate::state_dir::StateDir;
 use crate::store::Store;
+use crate::trust::Authority;
 use crate::{Ready, ServerConfig};
 use jiff::Timestamp;
 use lull_engine::session::TaskState;
 use secrecy::SecretString;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -55,20 +60,30 @@ pub async fn run(
     let listener = TcpListener::bind(listen).await.map_err(|source| ServerError::Listen { listen, source })?;
     let address = listener.local_addr().map_err(|source| ServerError::Listen { listen, source })?;
 
+    let monitored = match config.metrics_listen {
+        None => None,
+        Some(listen) => Some(TcpListener::bind(listen).await.map_err(|source| ServerError::Listen { listen, source })?),
+    };
+    let metrics_address = monitored.as_ref().and_then(|listener| listener.local_addr().ok());
+    let proxy_listener = match config.proxy_listen {
+        Some(listen) => Some(proxy_listener(listen).await?),
+        None => None,
+    };
+    let proxy_address = proxy_listener.as_ref().and_then(|listener| listener.local_addr().ok());
+
     let store = Store::open(&state_dir.database()).await?;
     let secrets = key(&state_dir, &store).await?;
-    let server = assemble(&mut config, &state_dir, store, secrets).await?;
+    let server = assemble(&mut config, &state_dir, store, secrets, proxy_address).await?;
     // However this function is left, what it started ends with it.
     let _killed = server.killed.clone().drop_guard();
 
-    for link in server.proxies.all().map(|link| link.server.id) {
-        let (watched, on) = (server.clone(), server.clone());
-        on.spawn(async move {
-            if let Some(link) = watched.proxies.get(lull_engine::ids::ServerId(link)) {
-                link.watch(|| watched.wake.notify_one()).await;
-            }
-        });
+    if let Some(listener) = proxy_listener {
+        let config = gate::config(&server.authority, Timestamp::now())?;
+        let taking = server.clone();
+        server.spawn(async move { gate::run(&taking, listener, config).await });
     }
+    crate::look::ask_proxies(&server).await?;
+    joining::await_known(&server);
     if let Some(own) = server.proxies.backup_server() {
         let ready = tokio::time::timeout(Duration::from_millis(PROXY_READY_MS_MAX), own.online()).await;
         if ready.is_err() {
@@ -86,9 +101,23 @@ pub async fn run(
     server.spawn(async move { clock::run(&looking).await });
     let removing = server.clone();
     server.spawn(async move { retention::run(&removing).await });
+    if let Some(listener) = monitored {
+        let (asked, stopped) = (server.clone(), server.stopped.clone());
+        let text: MetricsText = Arc::new(move || {
+            let server = asked.clone();
+            Box::pin(async move { metrics::text(&server).await.map_err(|error| error.to_string()) })
+        });
+        server.spawn(metrics::serve(listener, text, stopped));
+    }
     if let Some(ready) = config.ready.take() {
         // Whoever asked to be told may have gone.
-        let _ = ready.send(Ready { address, token_file: state_dir.token_file(), recovering_tasks });
+        let _ = ready.send(Ready {
+            address,
+            proxy_address,
+            metrics: metrics_address,
+            token_file: state_dir.token_file(),
+            recovering_tasks,
+        });
     }
     tracing::info!(%address, recovering_tasks, "the backup server is ready");
     serve(&server, listener, shutdown).await;
@@ -96,11 +125,26 @@ pub async fn run(
     Ok(())
 }
 
+/// The port for proxies. Where the system has no IPv6, *any address* is any IPv4 address.
+async fn proxy_listener(listen: SocketAddr) -> Result<TcpListener, ServerError> {
+    let failed = |source| ServerError::ListenForProxies { listen, source };
+    match TcpListener::bind(listen).await {
+        Err(error)
+            if listen.ip() == Ipv6Addr::UNSPECIFIED
+                && error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) =>
+        {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, listen.port())).await.map_err(failed)
+        }
+        bound => bound.map_err(failed),
+    }
+}
+
 async fn assemble(
     config: &mut ServerConfig,
     state_dir: &StateDir,
     store: Store,
     secrets: Secrets,
+    proxy_address: Option<SocketAddr>,
 ) -> Result<Arc<Server>, ServerError> {
     let started = Timestamp::now();
     let mut local = Vec::new();
@@ -108,22 +152,32 @@ async fn assemble(
         let row = store.ensure_server(&proxy.name, proxy.is_backup_server, crate::instant::us(started)).await?;
         local.push((row, proxy));
     }
+    let joined = store.joined().await?;
     let hub = Arc::new(Hub::default());
+    let metrics = Arc::new(Metrics::default());
+    let licence = LicenceBook::open(&store, state_dir.path()).await?;
     Ok(Arc::new(Server {
-        book: Book::new(store.clone(), hub.clone()),
+        book: Book::new(store.clone(), hub.clone(), metrics.clone()),
+        authority: Authority::open(&store, &secrets, started).await?,
         store,
         secrets,
+        licence,
+        resolver: Resolver::system(),
+        metrics,
         catalog: FileCatalog::open(state_dir.path(), config.catalog.clone())?,
         clock: config.clock.clone(),
         retention: RetentionQueue::default(),
         uses: Arc::default(),
         hub,
-        proxies: Proxies::new(local, started),
+        proxies: Proxies::new(local, joined, started),
+        proxy_address,
         token: state_dir.token()?,
         state_dir: state_dir.path().to_path_buf(),
         started,
         looking: Mutex::default(),
+        managing: Mutex::default(),
         wake: Notify::new(),
+        pace: config.pace,
         notify: config.notify.clone(),
         notify_wake: Notify::new(),
         stopping: CancellationToken::new(),

@@ -10,12 +10,17 @@ use sqlx::{Row, Sqlite, Transaction};
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub mod credentials;
+pub mod dispatches;
+pub mod duties;
 pub mod infrastructure;
 pub mod jobs;
+pub mod machines;
 pub mod notifications;
+pub mod proxies;
 pub mod restore_points;
 pub mod sessions;
 pub mod timing;
@@ -29,6 +34,10 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0004.sql"),
     include_str!("../migrations/0005.sql"),
     include_str!("../migrations/0006.sql"),
+    include_str!("../migrations/0007.sql"),
+    include_str!("../migrations/0008.sql"),
+    include_str!("../migrations/0009.sql"),
+    include_str!("../migrations/0010.sql"),
 ];
 /// `LULL`, in the header of the file.
 const APPLICATION_ID: i32 = 0x4c55_4c4c;
@@ -103,6 +112,8 @@ pub struct Store {
     path: PathBuf,
     writer: SqlitePool,
     readers: SqlitePool,
+    queue: Arc<writes::Queue>,
+    vms: Arc<Mutex<infrastructure::KnownVms>>,
 }
 
 impl Store {
@@ -128,6 +139,8 @@ impl Store {
             path: path.to_path_buf(),
             writer,
             readers: pool(READERS_MAX).connect_lazy_with(options.read_only(true)),
+            queue: Arc::default(),
+            vms: Arc::default(),
         };
         store.check().await?;
         store.migrate().await?;
@@ -202,6 +215,12 @@ impl Store {
             .await
             .map(drop)
             .map_err(|source| self.failed("storing a setting", source))
+    }
+
+    /// Removes a value of the server's own; `false` where there was none.
+    pub async fn remove_meta(&self, key: &str) -> Result<bool, StoreError> {
+        let done = sqlx::query("DELETE FROM meta WHERE key = $1").bind(key).execute(&self.writer).await;
+        done.map(|done| done.rows_affected() > 0).map_err(|source| self.failed("removing a setting", source))
     }
 
     async fn begin(&self, doing: &'static str) -> Result<Transaction<'static, Sqlite>, StoreError> {

@@ -4,7 +4,6 @@
 //! Knows nothing of how a listing came, nor of what is in it.
 
 use super::{Pending, sentence, spool::Spooled};
-use crate::runner::book::OpenTask;
 use crate::server::Server;
 use crate::store::StoreError;
 use crate::store::restore_points::RestorePointRow;
@@ -62,19 +61,23 @@ async fn take_in(server: &Arc<Server>) -> Result<Option<Instant>, QueueError> {
         return Ok(None);
     }
     let open = server.book.open_tasks().await;
+    let backups = open.iter().filter_map(|task| task.row.work.backup.as_ref());
+    let being_made: BTreeSet<Uuid> = backups.map(|backup| backup.restore_point.0).collect();
     let recorded = server.store.restore_points(None).await?;
+    let by_id: BTreeMap<Uuid, &RestorePointRow> = recorded.iter().map(|point| (point.id, point)).collect();
     for (id, _) in given_up {
-        if recorded.iter().all(|point| point.id != id) {
+        if !by_id.contains_key(&id) {
             catalog.remove(id)?;
         }
     }
     let mut ready: Vec<&RestorePointRow> = Vec::new();
     for Pending { restore_point: id, .. } in waiting {
-        let is_made =
-            |task: &OpenTask| task.row.work.backup.as_ref().is_some_and(|backup| backup.restore_point.0 == id);
-        match recorded.iter().find(|point| point.id == id) {
+        // A restore point is recorded while its listing may still be coming.
+        if being_made.contains(&id) {
+            continue;
+        }
+        match by_id.get(&id) {
             Some(point) => ready.push(point),
-            None if open.iter().any(is_made) => {}
             None => catalog.remove(id)?,
         }
     }

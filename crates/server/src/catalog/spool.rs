@@ -8,7 +8,7 @@ use lull_catalog::{COMPRESSED_BYTES_MAX, IndexSummary};
 use std::fs::File;
 use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncSeekExt, AsyncWriteExt};
 
 /// The listing of one guest may take so much of the server's disk.
 const SPOOL_BYTES_MAX: u64 = 8 << 30;
@@ -31,6 +31,19 @@ impl Spool {
     pub async fn begin(path: &Path, reserve_bytes: u64) -> io::Result<Spool> {
         let file = tokio::fs::File::create(path).await?;
         Ok(Spool { path: path.to_path_buf(), file, written: 0, looked_at: None, reserve_bytes })
+    }
+
+    /// Goes on with a file that was begun by an earlier run of the server, after its last whole frame; answers how many there are.
+    /// Nothing where the listing has its end already.
+    pub async fn resume(path: &Path, reserve_bytes: u64) -> io::Result<Option<(Spool, u64)>> {
+        let looked_at = path.to_path_buf();
+        let found = tokio::task::spawn_blocking(move || whole_frames(&looked_at)).await;
+        let Some((frames, length)) = found.map_err(io::Error::other)?? else { return Ok(None) };
+        let mut file = tokio::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).await?;
+        file.set_len(length).await?;
+        file.seek(SeekFrom::End(0)).await?;
+        let spool = Spool { path: path.to_path_buf(), file, written: length, looked_at: None, reserve_bytes };
+        Ok(Some((spool, frames)))
     }
 
     /// Adds a frame.
@@ -80,6 +93,29 @@ impl Spool {
 
 fn longest() -> u32 {
     u32::try_from(COMPRESSED_BYTES_MAX).unwrap_or(u32::MAX)
+}
+
+/// Whole frames of a listing without an end, and the bytes that they take; nothing where it has its end. One that is not there has none.
+fn whole_frames(path: &Path) -> io::Result<Option<(u64, u64)>> {
+    let mut file = match File::open(path) {
+        Ok(file) => BufReader::new(file),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Some((0, 0))),
+        Err(error) => return Err(error),
+    };
+    let bytes = file.get_ref().metadata()?.len();
+    let (mut frames, mut whole) = (0, 0);
+    while let Some(length) = next_length(&mut file)? {
+        let end = file.stream_position()? + u64::from(length);
+        if length == 0 {
+            return Ok(None);
+        }
+        if length > longest() || end > bytes {
+            break;
+        }
+        file.seek_relative(i64::from(length))?;
+        (frames, whole) = (frames + 1, end);
+    }
+    Ok(Some((frames, whole)))
 }
 
 /// A listing that came in: its frames, one after another.
@@ -188,6 +224,26 @@ mod tests {
             assert_eq!((frames.len(), summary.complete), (expected, false), "cut at {end}");
             assert!(summary.stopped_because.is_some_and(|why| why.contains("before the listing ended")));
         }
+    }
+
+    #[tokio::test]
+    async fn a_listing_that_was_cut_anywhere_is_gone_on_with_after_its_last_whole_frame() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = spooled(folder.path()).await;
+        assert!(Spool::resume(&path, 0).await.unwrap().is_none(), "it has its end");
+        let bytes = std::fs::read(&path).unwrap();
+        for end in 0..=26 {
+            std::fs::write(&path, &bytes[..end]).unwrap();
+            let (mut spool, frames) = Spool::resume(&path, 0).await.unwrap().unwrap();
+            assert_eq!(frames, u64::from(end >= 7) + u64::from(end >= 26), "cut at {end}");
+            spool.frame(b"new").await.unwrap();
+            spool.end(&whole()).await.unwrap();
+            let (listed, summary) = Spooled::open(&path).unwrap();
+            let last = listed.last().unwrap().unwrap();
+            assert_eq!((last, summary), (b"new".to_vec(), whole()), "cut at {end}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(Spool::resume(&path, 0).await.unwrap().unwrap().1, 0);
     }
 
     #[tokio::test]

@@ -198,7 +198,7 @@ fn elevation_name(elevation: Elevation) -> &'static str {
 
 async fn used_by(server: &Server, credential: Uuid) -> Answer<Vec<String>> {
     let vms = server.store.vms().await?;
-    Ok(vms.into_iter().filter(|vm| vm.credential == Some(credential)).map(|vm| vm.name).collect())
+    Ok(vms.iter().filter(|vm| vm.credential == Some(credential)).map(|vm| vm.name.clone()).collect())
 }
 
 /// The VMs that have it in single jobs only.

@@ -2,6 +2,7 @@
 
 use super::answer::Answer;
 use super::repositories::problem;
+use crate::addresses;
 use crate::catalog::sentence;
 use crate::disk::free_bytes;
 use crate::server::Server;
@@ -18,7 +19,7 @@ const REPOSITORY_FREE_MIN: u64 = 1 << 30;
 /// What was found, errors and all that is in order.
 #[utoipa::path(get, path = "/doctor", tag = "server", responses((status = 200, body = Vec<Finding>)))]
 pub async fn doctor(State(server): State<Arc<Server>>) -> Answer<Json<Vec<Finding>>> {
-    let mut findings = vec![state_folder(&server)];
+    let mut findings = vec![state_folder(&server), licence(&server)];
     findings.extend(proxies(&server));
     findings.extend(hosts(&server).await?);
     findings.extend(vms(&server).await?);
@@ -47,19 +48,39 @@ fn state_folder(server: &Server) -> Finding {
     }
 }
 
+fn licence(server: &Server) -> Finding {
+    let status = server.licence.status(server.clock.now());
+    let subject = "licence".to_string();
+    let state = match status.state.as_str() {
+        "expired" | "unusable" => "error",
+        _ if status.warning.is_some() => "warning",
+        _ => "ok",
+    };
+    match status.warning {
+        Some(warning) => finding(subject, state, warning, Some("lull license install FILE")),
+        None => finding(subject, state, format!("{}, {}", status.kind, status.state), None),
+    }
+}
+
 fn proxies(server: &Server) -> Vec<Finding> {
     let one = |link: &crate::proxies::ProxyLink| {
         let subject = format!("proxy {}", link.server.name);
         let health = link.health();
+        if let Some(trouble) = health.trouble {
+            return finding(subject, "error", trouble, None);
+        }
+        if health.revoked {
+            return finding(subject, "ok", "revoked", None);
+        }
         if !health.online {
             let text = format!("offline; last heard of at {}", health.last_heard);
             return finding(subject, "error", text, Some("see whether it runs and reaches the backup server"));
         }
-        let description = health.description.unwrap_or_default();
-        let text = format!("online, {} slots, channels: {}", description.slots, description.channels.join(", "));
+        let known = health.last_known;
+        let text = format!("online, {} slots, channels: {}", known.slots, known.channels.join(", "));
         finding(subject, "ok", text, None)
     };
-    server.proxies.all().map(one).collect()
+    server.proxies.all().iter().map(|link| one(link)).collect()
 }
 
 async fn hosts(server: &Server) -> Answer<Vec<Finding>> {
@@ -85,10 +106,17 @@ async fn vms(server: &Server) -> Answer<Vec<Finding>> {
     let refusals = server.store.refusals().await?;
     let credentials = server.store.credentials().await?;
     let mut findings = Vec::new();
-    for vm in server.store.vms().await? {
+    let vms = server.store.vms().await?;
+    server.resolver.freshen(addresses::names(vms.iter())).await;
+    for vm in vms.iter() {
         let subject = format!("VM {}", vm.name);
         let in_scope = jobs.iter().any(|job| job.job.vms.iter().any(|id| id.0 == vm.id));
-        if vm.addresses.is_empty() && vm.connect.is_none() && in_scope {
+        let problems = addresses::known(vm, &server.resolver).problems;
+        if !problems.is_empty() && in_scope {
+            let remedy = "see whether the name is right and this server's DNS answers: lull vm show VM";
+            findings.push(finding(subject.clone(), "warning", problems.join("; "), Some(remedy)));
+        }
+        if vm.addresses.is_empty() && vm.agent_addresses.is_empty() && vm.connect.is_none() && in_scope {
             let remedy = "lull vm set VM --address IP";
             findings.push(finding(subject.clone(), "error", "it has no address to connect to", Some(remedy)));
         }

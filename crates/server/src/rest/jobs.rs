@@ -5,7 +5,7 @@ use super::body::Body;
 use super::names::{JOB, Place, VmIndex, checked, find};
 use super::{guest_settings, notify_settings, repositories, timing, view, vm_settings};
 use crate::infrastructure::snapshot;
-use crate::runner::begin;
+use crate::runner::{begin, preview};
 use crate::server::Server;
 use crate::store::jobs::StoredJob;
 use crate::store::notifications::Notify;
@@ -15,6 +15,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use lull_api::Problem;
 use lull_api::job::{Job, JobChange, JobValidation, NewJob, SavedJob};
+use lull_api::proxy_tier::JobPreview;
 use lull_api::session::Session;
 use lull_engine::chain::POINTS_PER_CHAIN;
 use lull_engine::ids::{JobId, RepositoryId, VmId};
@@ -26,6 +27,7 @@ use lull_engine::settings::GuestProcessing;
 use lull_engine::validation::{Infrastructure, validate_job};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use uuid::Uuid;
 
 /// Most VMs in one job.
 const VMS_MAX: usize = 100_000;
@@ -144,6 +146,21 @@ pub async fn validate(State(server): State<Arc<Server>>, Path(job): Path<String>
     Ok(Json(findings(&server, &job).await?))
 }
 
+/// Which proxy would serve which VM if the job ran now and nothing else did.
+#[utoipa::path(get, path = "/jobs/{job}/preview", tag = "jobs",
+    params(("job" = String, Path, description = "name or id")), responses((status = 200, body = JobPreview)))]
+pub async fn preview(State(server): State<Arc<Server>>, Path(job): Path<String>) -> Answer<Json<JobPreview>> {
+    let job = named(&server, Place::Path, &job).await?;
+    let JobValidation { errors, warnings } = findings(&server, &job).await?;
+    let errors = errors.into_iter().map(|error| format!("the job could not be saved as it is: {error}"));
+    let infrastructure = snapshot(&server).await?;
+    let hosts = server.store.hosts().await?.into_iter().map(|host| (host.id, host.name));
+    let repositories = server.store.repositories().await?.into_iter().map(|known| (known.id, known.name));
+    let names: BTreeMap<Uuid, String> = hosts.chain(repositories).collect();
+    let name = |id: Uuid| names.get(&id).cloned().unwrap_or_else(|| id.to_string());
+    Ok(Json(preview::preview(&job.job, &infrastructure, errors.chain(warnings).collect(), name)))
+}
+
 /// Begins a session of the job.
 #[utoipa::path(post, path = "/jobs/{job}/run", tag = "jobs", params(("job" = String, Path, description = "name or id")),
     responses((status = 202, body = Session)))]
@@ -211,7 +228,11 @@ pub(super) async fn valid(server: &Server, job: &StoredJob) -> Answer<Vec<String
         return Ok(warnings);
     }
     let what = format!("job {} cannot be saved: {}", job.job.name, errors.join("; "));
-    Err(Problem::new(422, "invalid-job", what).into())
+    let problem = Problem::new(422, "invalid-job", what);
+    if server.licence.in_force().admits_proxies() {
+        return Err(problem.into());
+    }
+    Err(problem.remedy(format!("lull job edit {} --guest-interaction-proxy automatic", job.job.name)).into())
 }
 
 async fn findings(server: &Server, job: &StoredJob) -> Answer<JobValidation> {

@@ -202,6 +202,7 @@ mod tests {
             name: name.into(),
             guest_os: None,
             addresses: vec![],
+            agent_addresses: vec![],
             connect: None,
             credential: None,
             state: String::new(),

@@ -2,7 +2,7 @@
 
 use super::answer::{Answer, bad_value};
 use super::body::Body;
-use super::hosts::absolute;
+use super::hosts::{absolute, checked_limit};
 use super::names::{Place, REPOSITORY, checked, find, listed};
 use crate::disk::free_bytes;
 use crate::server::Server;
@@ -12,7 +12,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use lull_api::Problem;
-use lull_api::infrastructure::{NewRepository, Repository};
+use lull_api::infrastructure::{NewRepository, Repository, RepositoryChange};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -48,6 +48,23 @@ pub async fn add(
     params(("repository" = String, Path, description = "name or id")), responses((status = 200, body = Repository)))]
 pub async fn get(State(server): State<Arc<Server>>, Path(repository): Path<String>) -> Answer<Json<Repository>> {
     let row = named(&server, Place::Path, &repository).await?;
+    Ok(Json(shown(&server, row).await?))
+}
+
+/// Changes how many backups are written into a repository at once.
+#[utoipa::path(patch, path = "/repositories/{repository}", tag = "repositories",
+    params(("repository" = String, Path, description = "name or id")), request_body = RepositoryChange,
+    responses((status = 200, body = Repository)))]
+pub async fn change(
+    State(server): State<Arc<Server>>,
+    Path(repository): Path<String>,
+    Body(change): Body<RepositoryChange>,
+) -> Answer<Json<Repository>> {
+    let row = named(&server, Place::Path, &repository).await?;
+    if let Some(max_tasks) = change.max_tasks {
+        server.store.set_repository_limit(row.id, checked_limit(max_tasks)?).await?;
+        server.wake.notify_one();
+    }
     Ok(Json(shown(&server, row).await?))
 }
 
@@ -93,6 +110,7 @@ async fn shown(server: &Server, row: RepositoryRow) -> Answer<Repository> {
     Ok(Repository {
         id: row.id,
         restore_points: points(server, row.id).await?,
+        max_tasks: server.store.task_limits().await?.repositories.get(&row.id).copied().unwrap_or_default(),
         free_bytes: free_bytes(&row.path),
         problem: problem(&row.path),
         name: row.name,

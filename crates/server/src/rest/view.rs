@@ -7,13 +7,16 @@ use crate::instant::rfc3339;
 use crate::runner::book;
 use crate::server::Server;
 use crate::store::StoreError;
+use crate::store::dispatches::DispatchRow;
 use crate::store::sessions::{SessionRow, TaskRow, WholeSession};
 use crate::store::timing::BegunBy;
 use lull_api::Problem;
 use lull_api::infrastructure::ProxyExplanation;
+use lull_api::proxy_tier::ProxyChoice;
 use lull_api::session::{EventKind, Session, SessionEvent, SessionSummary, Step, Task};
 use lull_api::timing::RetryOf;
 use lull_engine::session::{AfterRecovery, Ending, SessionState, TaskState};
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// A session with its tasks.
@@ -21,16 +24,28 @@ pub async fn session_view(server: &Server, id: i64) -> Answer<Session> {
     let whole = server.store.whole_session(id).await?;
     let WholeSession { row, tasks, events } = whole.ok_or(StoreError::Missing { kind: "session" })?;
     let last_event = row.last_event;
+    let dispatches = by_task(server.store.dispatches_of(id).await?, |dispatch| Some(dispatch.task));
+    let events = by_task(events, |event| event.task);
     let tasks = tasks.into_iter().map(|task| {
-        let progress = server.hub.progress(task.id);
-        task_view(task, &events, progress)
+        let (progress, id) = (server.hub.progress(task.id), Some(task.id));
+        let events = events.get(&id).map_or(&[][..], Vec::as_slice);
+        let dispatches = dispatches.get(&id).map_or(&[][..], Vec::as_slice);
+        task_view(task, events, dispatches, progress)
     });
-    let of_session = events.iter().filter(|event| event.task.is_none());
+    let of_session = events.get(&None).into_iter().flatten();
     let notes = of_session.filter_map(|event| match &event.event {
         EventKind::Note { text, .. } => Some(text.clone()),
         _ => None,
     });
     Ok(Session { tasks: tasks.collect(), notes: notes.collect(), summary: summary(row), last_event })
+}
+
+fn by_task<T>(all: Vec<T>, task: impl Fn(&T) -> Option<Uuid>) -> BTreeMap<Option<Uuid>, Vec<T>> {
+    let mut by_task: BTreeMap<_, Vec<T>> = BTreeMap::new();
+    for one in all {
+        by_task.entry(task(&one)).or_default().push(one);
+    }
+    by_task
 }
 
 /// The session that a path names.
@@ -78,7 +93,12 @@ pub fn summary(row: SessionRow) -> SessionSummary {
     }
 }
 
-fn task_view(task: TaskRow, events: &[SessionEvent], progress: Option<StepProgress>) -> Task {
+fn task_view(
+    task: TaskRow,
+    events: &[SessionEvent],
+    dispatches: &[DispatchRow],
+    progress: Option<StepProgress>,
+) -> Task {
     let TaskRow { id, vm_name: vm, state, outcome, .. } = task;
     let mut view = Task {
         id,
@@ -93,6 +113,7 @@ fn task_view(task: TaskRow, events: &[SessionEvent], progress: Option<StepProgre
         result: state.outcome().map(|outcome| outcome.to_string()),
         failure: failure(&state).map(book::shown),
         proxy: None,
+        earlier_choices: Vec::new(),
         steps: Vec::new(),
         level: outcome.level,
         level_reasons: outcome.level_reasons,
@@ -102,7 +123,13 @@ fn task_view(task: TaskRow, events: &[SessionEvent], progress: Option<StepProgre
         inventory: outcome.inventory,
         notes: Vec::new(),
     };
-    for event in events.iter().filter(|event| event.task == Some(id)) {
+    let mut chosen_at = "";
+    for event in events {
+        if let EventKind::ProxyChosen { .. } = &event.event {
+            let before = view.proxy.take();
+            view.earlier_choices.extend(before.map(|choice| earlier(choice, chosen_at, dispatches)));
+            chosen_at = &event.at;
+        }
         add(&mut view, event);
     }
     close_steps(&mut view);
@@ -113,6 +140,17 @@ fn task_view(task: TaskRow, events: &[SessionEvent], progress: Option<StepProgre
         }
     }
     view
+}
+
+/// A choice that another one followed; how it ended stands where it was counted, in the row of the same instant.
+fn earlier(explanation: ProxyExplanation, at: &str, dispatches: &[DispatchRow]) -> ProxyChoice {
+    let counted = dispatches.iter().find(|dispatch| rfc3339(dispatch.begun) == at);
+    ProxyChoice {
+        at: at.to_string(),
+        explanation,
+        ended_at: counted.and_then(|dispatch| dispatch.ended).map(rfc3339),
+        ended: counted.and_then(|dispatch| dispatch.end.clone()),
+    }
 }
 
 /// What one event adds to a task.

@@ -4,8 +4,10 @@ use super::answer::{Answer, bad_value};
 use super::body::{Body, Params};
 use super::names::{CREDENTIAL, JOB, Place, bounded, find, find_vm};
 use super::{guest_settings, view};
+use crate::addresses::{self, From, is_name};
 use crate::infrastructure::{platform_name, snapshot};
 use crate::look;
+use crate::resolver::Resolver;
 use crate::runner::{begin, explain, order};
 use crate::server::Server;
 use crate::store::StoreError;
@@ -15,7 +17,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use lull_api::Problem;
-use lull_api::infrastructure::{AcceptHostKey, ProxyExplanation, Vm, VmChange};
+use lull_api::infrastructure::{AcceptHostKey, KnownAddress, ProxyExplanation, Vm, VmChange};
 use lull_api::session::{QuiesceRequest, Session};
 use lull_engine::ids::VmId;
 use lull_engine::infrastructure::Platform;
@@ -36,7 +38,7 @@ pub async fn list(State(server): State<Arc<Server>>) -> Answer<Json<Vec<Vm>>> {
     look::freshen(&server).await?;
     let names = Names::read(&server).await?;
     let vms = server.store.vms().await?;
-    Ok(Json(vms.into_iter().map(|row| names.shown(row)).collect()))
+    Ok(Json(vms.iter().map(|row| names.shown(row.clone())).collect()))
 }
 
 /// One VM.
@@ -139,6 +141,7 @@ pub async fn proxy_explain(
     let infrastructure = snapshot(&server).await?;
     let gone = StoreError::Missing { kind: "VM" };
     let vm = infrastructure.vms.iter().find(|vm| vm.id.0 == row.id).ok_or(gone)?;
+    let at_hypervisor = wanted.job.is_some();
     let (policy, credential) = match wanted.job {
         None => (ProxyPolicy::Automatic, vm.credential),
         Some(job) => {
@@ -153,6 +156,8 @@ pub async fn proxy_explain(
         vm,
         credential,
         policy: &policy,
+        // A job's task makes a backup; without one it is the guest alone that is asked about.
+        at_hypervisor,
         licence: infrastructure.licence,
         rules: infrastructure.rules,
         servers: &infrastructure.servers,
@@ -232,8 +237,9 @@ pub async fn named(server: &Server, wanted: &str) -> Answer<VmRow> {
     find_vm(Place::Path, wanted, &server.store.vms().await?)
 }
 
-/// What is shown of a VM and stands in other tables.
+/// What is shown of a VM and stands in other tables, or is known of its names.
 struct Names {
+    resolver: Resolver,
     credentials: BTreeMap<Uuid, String>,
     pinned: BTreeMap<Uuid, String>,
     refused: BTreeMap<Uuid, String>,
@@ -242,7 +248,9 @@ struct Names {
 impl Names {
     async fn read(server: &Server) -> Answer<Self> {
         let credentials = server.store.credentials().await?;
+        server.resolver.freshen(addresses::names(server.store.vms().await?.iter())).await;
         Ok(Names {
+            resolver: server.resolver.clone(),
             credentials: credentials.into_iter().map(|row| (row.id, row.name)).collect(),
             pinned: server.store.fingerprints(true).await?,
             refused: server.store.fingerprints(false).await?,
@@ -250,7 +258,17 @@ impl Names {
     }
 
     fn shown(&self, row: VmRow) -> Vm {
+        let known = addresses::known(&row, &self.resolver);
+        let from = |from: &From| match from {
+            From::Hand => "by hand".to_string(),
+            From::Name(name) => format!("DNS {name}"),
+            From::GuestAgent => "guest agent".to_string(),
+        };
+        let shown =
+            known.addresses.iter().map(|(address, who)| KnownAddress { address: address.to_string(), from: from(who) });
         Vm {
+            known_addresses: shown.collect(),
+            address_problem: (!known.problems.is_empty()).then(|| known.problems.join("; ")),
             id: row.id,
             name: row.name,
             host: row.host_name,
@@ -272,9 +290,10 @@ fn checked_addresses(addresses: Vec<String>) -> Answer<Vec<String>> {
     }
     let address = |text: &String| match text.parse::<IpAddr>() {
         Ok(address) => Ok(address.to_string()),
+        Err(_) if is_name(text) => Ok(text.trim_end_matches('.').to_ascii_lowercase()),
         Err(_) => {
             let shown = super::shortened(text);
-            Err(bad_value("addresses", format!("\"{shown}\" is neither an IPv4 nor an IPv6 address")))
+            Err(bad_value("addresses", format!("\"{shown}\" is neither an IPv4 or IPv6 address nor a DNS name")))
         }
     };
     addresses.iter().filter(|text| !text.is_empty()).map(address).collect()

@@ -1,7 +1,8 @@
 //! Carries out what the state machine asks for, once it is written down.
 
 use super::book::{ApplyError, Happening};
-use super::{drive, recovery};
+use super::drive::{self, Begin};
+use super::recovery;
 use crate::server::Server;
 use crate::store::StoreError;
 use futures::future::BoxFuture;
@@ -13,6 +14,7 @@ use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::to_task::Message;
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::Instrument;
 use uuid::Uuid;
 
 /// Pause before a failed write is tried again.
@@ -53,7 +55,11 @@ pub async fn perform(server: &Arc<Server>, task: Uuid, actions: Vec<Action>) {
         match action {
             Action::SendTask { proxy, epoch } => {
                 server.proxies.count_running(proxy, 1);
-                server.spawn(driven(server.clone(), task, proxy, epoch));
+                server.spawn(driven(server.clone(), task, proxy, epoch, Begin::Order));
+            }
+            Action::AttachTask { proxy, epoch } => {
+                server.proxies.count_running(proxy, 1);
+                server.spawn(driven(server.clone(), task, proxy, epoch, Begin::Attach));
             }
             Action::CancelOnProxy { .. } => {
                 let to_proxy = server.book.open_task(task).await.and_then(|open| open.to_proxy);
@@ -73,6 +79,8 @@ pub async fn perform(server: &Arc<Server>, task: Uuid, actions: Vec<Action>) {
             Action::TaskClosed => {
                 server.wake.notify_one();
                 server.clock.wake();
+                // Its listing, if there is one, is as whole as it will be.
+                server.catalog.wake.notify_one();
                 // It may have been the session's last.
                 server.notify_wake.notify_one();
             }
@@ -85,8 +93,11 @@ pub async fn perform(server: &Arc<Server>, task: Uuid, actions: Vec<Action>) {
 // These three record what happens, which performs what follows, which starts them: boxed, since a future cannot hold
 // itself.
 
-fn driven(server: Arc<Server>, task: Uuid, proxy: ServerId, epoch: u64) -> BoxFuture<'static, ()> {
-    Box::pin(async move { drive::drive(&server, task, proxy, epoch).await })
+fn driven(server: Arc<Server>, task: Uuid, proxy: ServerId, epoch: u64, begin: Begin) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        let span = span(&server, task).await;
+        drive::drive(&server, task, proxy, epoch, begin).instrument(span).await;
+    })
 }
 
 fn guest_recovered(
@@ -96,16 +107,31 @@ fn guest_recovered(
     last_proxy: ServerId,
     after_ms: u64,
 ) -> BoxFuture<'static, ()> {
-    Box::pin(async move { recovery::recover_guest(&server, task, epoch, last_proxy, after_ms).await })
+    Box::pin(async move {
+        let span = span(&server, task).await;
+        recovery::recover_guest(&server, task, epoch, last_proxy, after_ms).instrument(span).await;
+    })
 }
 
 fn hypervisor_swept(server: Arc<Server>, task: Uuid, epoch: u64, after_ms: u64) -> BoxFuture<'static, ()> {
-    Box::pin(async move { recovery::sweep_hypervisor(&server, task, epoch, after_ms).await })
+    Box::pin(async move {
+        let span = span(&server, task).await;
+        recovery::sweep_hypervisor(&server, task, epoch, after_ms).instrument(span).await;
+    })
+}
+
+/// Whatever is logged about the work on a task names its session, itself and its VM.
+async fn span(server: &Server, task: Uuid) -> tracing::Span {
+    let open = server.book.open_task(task).await;
+    let (session, vm) = open.map(|open| (open.row.session, open.row.vm_name.clone())).unzip();
+    tracing::info_span!("task", session, %task, vm)
 }
 
 fn epoch_of(happening: &Happening) -> Option<u64> {
     happening.events.iter().find_map(|event| match event {
-        TaskEvent::Report { epoch, .. } | TaskEvent::RestorePointRecorded { epoch, .. } => Some(*epoch),
+        TaskEvent::Report { epoch, .. }
+        | TaskEvent::LeaseGranted { epoch, .. }
+        | TaskEvent::RestorePointRecorded { epoch, .. } => Some(*epoch),
         _ => None,
     })
 }

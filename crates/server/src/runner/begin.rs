@@ -88,6 +88,7 @@ async fn begin(
             credential_kind: spec.credential_kind,
             settings: spec.settings,
             backup: stored.map(|(job, repository)| BackupPlan {
+                parent: None,
                 repository: lull_engine::ids::RepositoryId(repository.id),
                 repository_dir: repository.path.clone(),
                 restore_point: RestorePointId::generate(),

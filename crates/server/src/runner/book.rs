@@ -3,9 +3,11 @@
 //!
 //! Acts on nothing itself: the actions it returns are the caller's to perform.
 
+use super::history;
 use crate::hub::Hub;
 use crate::instant::to_the_second;
-use crate::store::sessions::{TaskOutcome, TaskRow};
+use crate::metrics::Metrics;
+use crate::store::sessions::{TaskOutcome, TaskRow, TaskWork};
 use crate::store::writes::Write;
 use crate::store::{Store, StoreError};
 use jiff::Timestamp;
@@ -19,7 +21,7 @@ use lull_engine::session::{
 use lull_proxy_wire::v1::to_task::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -40,8 +42,8 @@ pub enum ApplyError {
 /// An open task, with what is not stored.
 #[derive(Debug, Clone)]
 pub struct OpenTask {
-    /// As stored.
-    pub row: TaskRow,
+    /// As stored; shared, since all open tasks are looked at often.
+    pub row: Arc<TaskRow>,
     /// The way to its proxy while one works on it.
     pub to_proxy: Option<mpsc::Sender<Message>>,
     /// Revision of the credential that went out with the order.
@@ -50,6 +52,8 @@ pub struct OpenTask {
     pub renewed: Instant,
     /// Warnings that people were told already.
     pub warned: BTreeSet<String>,
+    /// What happens to it is written one after another.
+    turn: Arc<Mutex<()>>,
 }
 
 /// An open session.
@@ -81,6 +85,8 @@ pub struct Happening {
     pub refused: Option<String>,
     /// Nothing was sent to the guest, so that a refusal among the events is an old one.
     pub nothing_sent: bool,
+    /// Number of the proxy's event of which this is the record.
+    pub heard: Option<u64>,
 }
 
 impl Happening {
@@ -90,17 +96,21 @@ impl Happening {
     }
 }
 
-/// The book.
+/// The book. Locks are taken in this order: a task's turn, `closing`, `pages`.
 pub struct Book {
     store: Store,
     hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+    /// What may end a session happens one after another, as each counts the others' tasks.
+    closing: Mutex<()>,
+    /// Held for a moment, never while something is written: the disk's pace is shared by all tasks.
     pages: Mutex<Pages>,
 }
 
 impl Book {
     /// An empty one.
-    pub fn new(store: Store, hub: Arc<Hub>) -> Self {
-        Book { store, hub, pages: Mutex::default() }
+    pub fn new(store: Store, hub: Arc<Hub>, metrics: Arc<Metrics>) -> Self {
+        Book { store, hub, metrics, closing: Mutex::default(), pages: Mutex::default() }
     }
 
     /// Opens the page of a session that is in the store.
@@ -111,8 +121,9 @@ impl Book {
         let states = tasks.iter().map(|task| (task.id, task.state.clone())).collect();
         pages.sessions.insert(session, OpenSession { state: row.state, tasks: states });
         for row in tasks.into_iter().filter(|task| task.state.outcome().is_none()) {
-            let (renewed, warned) = (Instant::now(), BTreeSet::new());
-            let open = OpenTask { to_proxy: None, credential_revision: 0, renewed, warned, row };
+            let (renewed, warned, turn) = (Instant::now(), BTreeSet::new(), Arc::default());
+            let row = Arc::new(row);
+            let open = OpenTask { to_proxy: None, credential_revision: 0, renewed, warned, turn, row };
             pages.tasks.insert(open.row.id, open);
         }
         Ok(())
@@ -120,8 +131,8 @@ impl Book {
 
     /// Writes down what happened, and says what is to be done now. When this returns it is on disk and published.
     pub async fn apply(&self, task: Uuid, happening: Happening, now: Timestamp) -> Result<Vec<Action>, ApplyError> {
-        let mut pages = self.pages.lock().await;
-        let open = pages.tasks.get(&task).ok_or(ApplyError::NotOpen)?;
+        let (open, _turn) = self.turn(task).await.ok_or(ApplyError::NotOpen)?;
+        let open = &open;
         let about = || Some((task, open.row.vm_name.clone()));
         let event = |event| Write::Event { task: about(), event };
 
@@ -134,12 +145,15 @@ impl Book {
         }
         actions.extend(happening.refused.map(|cause| Action::RestCredential { cause }));
         let outcome = happening.outcome.unwrap_or_else(|| open.row.outcome.clone());
+        let history = history::writes(task, &open.row.state, &state, &happening.told);
         let warned: Vec<String> = happening.told.iter().filter_map(warning).cloned().collect();
         let mut writes: Vec<Write> = happening.told.into_iter().map(event).collect();
         writes.extend(happening.writes);
+        writes.extend(history);
         if outcome != open.row.outcome {
             writes.push(Write::Outcome { task, outcome: Box::new(outcome.clone()) });
         }
+        writes.extend(happening.heard.map(|seq| Write::Heard { task, seq }));
         if state != open.row.state {
             writes.push(Write::State { task, state: Box::new(state.clone()) });
         }
@@ -159,7 +173,8 @@ impl Book {
         let session = open.row.session;
         // Only a task that closes can end its session.
         let closed = state.outcome().is_some();
-        let session_state = pages.sessions.get(&session).filter(|_| closed).map(|page| {
+        let _closing = if closed { Some(self.closing.lock().await) } else { None };
+        let session_state = self.pages.lock().await.sessions.get(&session).filter(|_| closed).map(|page| {
             let states = page.tasks.iter().map(|(id, old)| if *id == task { &state } else { old });
             let counts = count(states);
             advance_session(&page.state, &SessionEvent::TasksChanged { counts }, now)
@@ -173,8 +188,10 @@ impl Book {
             return Ok(actions);
         }
         let published = self.store.write(session, &writes, now).await?;
+        self.metrics.observe(session, &writes);
 
         // Written: now the book may say so too.
+        let mut pages = self.pages.lock().await;
         if let Some(page) = pages.sessions.get_mut(&session) {
             for (_, known) in page.tasks.iter_mut().filter(|(id, _)| *id == task) {
                 *known = state.clone();
@@ -184,8 +201,9 @@ impl Book {
             pages.tasks.remove(&task);
             self.hub.forget_progress(task);
         } else if let Some(open) = pages.tasks.get_mut(&task) {
-            open.row.state = state;
-            open.row.outcome = outcome;
+            let row = Arc::make_mut(&mut open.row);
+            (row.state, row.outcome) = (state, outcome);
+            row.heard = happening.heard.unwrap_or(row.heard);
             open.warned.extend(warned);
         }
         if matches!(session_state, Some(SessionState::Finished { .. })) {
@@ -197,8 +215,7 @@ impl Book {
 
     /// A backup goes on without its guest, and this is why: from now on nothing is done there.
     pub async fn leave_guest_alone(&self, task: Uuid, because: &str, now: Timestamp) -> Result<(), StoreError> {
-        let mut pages = self.pages.lock().await;
-        let Some(open) = pages.tasks.get_mut(&task) else { return Ok(()) };
+        let Some((open, _turn)) = self.turn(task).await else { return Ok(()) };
         let mut work = open.row.work.clone();
         work.left_alone = Some(because.to_string());
         let text = format!("{because}; the restore point will be crash-consistent");
@@ -206,8 +223,21 @@ impl Book {
         let about = Some((task, open.row.vm_name.clone()));
         let writes = [Write::Work { task, work: Box::new(work.clone()) }, Write::Event { task: about, event }];
         let published = self.store.write(open.row.session, &writes, now).await?;
-        open.row.work = work;
+        self.has_work(task, work).await;
         self.hub.publish(open.row.session, &published);
+        Ok(())
+    }
+
+    /// The order names this restore point to build on.
+    pub async fn builds_on(&self, task: Uuid, parent: Option<Uuid>, now: Timestamp) -> Result<(), StoreError> {
+        let Some((open, _turn)) = self.turn(task).await else { return Ok(()) };
+        let mut work = open.row.work.clone();
+        match &mut work.backup {
+            Some(backup) if backup.parent != parent => backup.parent = parent,
+            _ => return Ok(()),
+        }
+        self.store.write(open.row.session, &[Write::Work { task, work: Box::new(work.clone()) }], now).await?;
+        self.has_work(task, work).await;
         Ok(())
     }
 
@@ -221,28 +251,33 @@ impl Book {
     /// A person cancels a session: its open tasks, to which the caller sends `CancelRequested`. `None` where it is not
     /// open.
     pub async fn cancel(&self, session: i64, now: Timestamp) -> Result<Option<Vec<Uuid>>, StoreError> {
-        let mut pages = self.pages.lock().await;
-        let tasks = pages.tasks.values().filter(|task| task.row.session == session).map(|task| task.row.id).collect();
-        let Some(page) = pages.sessions.get_mut(&session) else { return Ok(None) };
-        let next = advance_session(&page.state, &SessionEvent::CancelRequested, now);
-        if next != page.state {
+        let _closing = self.closing.lock().await;
+        let Some(state) = self.pages.lock().await.sessions.get(&session).map(|page| page.state) else {
+            return Ok(None);
+        };
+        let next = advance_session(&state, &SessionEvent::CancelRequested, now);
+        if next != state {
             self.store.write(session, &[Write::Session(next)], now).await?;
-            page.state = next;
         }
-        Ok(Some(tasks))
+        let mut pages = self.pages.lock().await;
+        pages.sessions.entry(session).and_modify(|page| page.state = next);
+        let of_session = pages.tasks.values().filter(|task| task.row.session == session);
+        Ok(Some(of_session.map(|task| task.row.id).collect()))
     }
 
     /// Closes a session that has no open task, as one may find it when its last task could not begin.
     pub async fn close_if_done(&self, session: i64, now: Timestamp) -> Result<(), StoreError> {
-        let mut pages = self.pages.lock().await;
-        let Some(page) = pages.sessions.get(&session) else { return Ok(()) };
-        let counts = count(page.tasks.iter().map(|(_, state)| state));
-        let next = advance_session(&page.state, &SessionEvent::TasksChanged { counts }, now);
+        let _closing = self.closing.lock().await;
+        let next = self.pages.lock().await.sessions.get(&session).map(|page| {
+            let counts = count(page.tasks.iter().map(|(_, state)| state));
+            advance_session(&page.state, &SessionEvent::TasksChanged { counts }, now)
+        });
+        let Some(next) = next else { return Ok(()) };
         let SessionState::Finished { outcome, .. } = next else { return Ok(()) };
         let event = EventKind::SessionFinished { result: outcome.to_string() };
         let writes = [Write::Session(next), Write::Event { task: None, event }];
         let published = self.store.write(session, &writes, now).await?;
-        pages.sessions.remove(&session);
+        self.pages.lock().await.sessions.remove(&session);
         self.hub.publish(session, &published);
         Ok(())
     }
@@ -253,6 +288,18 @@ impl Book {
         let mut tasks: Vec<OpenTask> = pages.tasks.values().cloned().collect();
         tasks.sort_by_key(|task| (task.row.session, task.row.id));
         tasks
+    }
+
+    /// An open task as it is when its turn has come, which lasts until the guard is dropped.
+    async fn turn(&self, task: Uuid) -> Option<(OpenTask, OwnedMutexGuard<()>)> {
+        let turn = self.open_task(task).await?.turn.lock_owned().await;
+        Some((self.open_task(task).await?, turn))
+    }
+
+    async fn has_work(&self, task: Uuid, work: TaskWork) {
+        if let Some(open) = self.pages.lock().await.tasks.get_mut(&task) {
+            Arc::make_mut(&mut open.row).work = work;
+        }
     }
 
     /// One open task.

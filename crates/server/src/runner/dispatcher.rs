@@ -4,31 +4,44 @@
 use super::actions::record;
 use super::book::{Happening, OpenTask};
 use super::explain;
-use crate::infrastructure::{Snapshot, snapshot};
+use super::limits::{self, Running};
+use crate::infrastructure::{Snapshot, snapshot, snapshot_with};
 use crate::server::Server;
 use crate::store::StoreError;
 use crate::store::sessions::TaskRow;
+use futures::future::join_all;
 use jiff::Timestamp;
 use lull_api::session::EventKind;
-use lull_engine::dispatch::{SPILL_AFTER_MS, Situation, WaitingTask, dispatch};
+use lull_engine::dispatch::{Because, SPILL_AFTER_MS, Situation, WaitingTask, dispatch};
 use lull_engine::ids::{JobId, ServerId, TaskId};
 use lull_engine::infrastructure::{ManagedServer, ServerState, Vm};
 use lull_engine::selection::{Request, Tier, select};
 use lull_engine::session::{TaskEvent, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// Longest sleep between two looks at the queue.
 const LOOK_MS_MAX: u64 = 30_000;
+/// After a look the dispatcher rests so many times as long as it took, at most for so long.
+const REST: u32 = 4;
+const REST_MAX: Duration = Duration::from_millis(500);
+/// Orders that may be on their way at a time, for each processor.
+const ON_THE_WAY_PER_CORE: usize = 2;
+/// An order counts as on its way for so long.
+const ON_THE_WAY: Duration = Duration::from_millis(500);
 /// Pause after a failed look.
 const AGAIN_MS: u64 = 1_000;
 
 /// Looks at the queue whenever something changed, until the server takes no more work.
 pub async fn run(server: &Arc<Server>) {
-    let mut told = BTreeSet::new();
+    gather(server).await;
+    let mut told = Told::default();
     while !server.stopping.is_cancelled() {
+        let begun = Instant::now();
         let sleep_ms = match look(server, &mut told).await {
             Ok(sleep_ms) => sleep_ms,
             Err(error) => {
@@ -36,12 +49,40 @@ pub async fn run(server: &Arc<Server>) {
                 AGAIN_MS
             }
         };
+        // What changes meanwhile is looked at together: a long queue must not take the time from its tasks.
+        tokio::select! {
+            () = server.stopping.cancelled() => {}
+            () = tokio::time::sleep((begun.elapsed() * REST).min(REST_MAX)) => {}
+        }
         tokio::select! {
             () = server.wake.notified() => {}
             () = server.stopping.cancelled() => {}
             () = tokio::time::sleep(Duration::from_millis(sleep_ms)) => {}
         }
     }
+}
+
+/// After a start, known proxies have a while to come back: tasks of before would all go to those who are quick.
+async fn gather(server: &Arc<Server>) {
+    let back = async {
+        for link in server.proxies.all().iter().filter(|link| !link.health().revoked) {
+            link.online().await;
+        }
+    };
+    let within = Duration::from_millis(server.pace.gather_ms);
+    tokio::select! {
+        back = tokio::time::timeout(within, back) => if back.is_err() {
+            tracing::warn!("not all proxies came back; tasks go to those who did");
+        },
+        () = server.stopping.cancelled() => {}
+    }
+}
+
+/// What people were told once already, and since when limits did not hold a task up.
+#[derive(Default)]
+struct Told {
+    recovering: BTreeSet<Uuid>,
+    held_up: BTreeMap<Uuid, Timestamp>,
 }
 
 /// A waiting task with what the rules need to know of it.
@@ -53,23 +94,25 @@ struct Waiting {
 }
 
 /// One look; answers how long the next one can wait, in milliseconds.
-async fn look(server: &Arc<Server>, told: &mut BTreeSet<Uuid>) -> Result<u64, StoreError> {
+async fn look(server: &Arc<Server>, told: &mut Told) -> Result<u64, StoreError> {
     let tasks = server.book.open_tasks().await;
     if !tasks.iter().any(|task| matches!(task.row.state, TaskState::Waiting { .. })) {
         return Ok(LOOK_MS_MAX);
     }
-    let infrastructure = snapshot(server).await?;
+    let mut infrastructure = snapshot(server).await?;
     let held: BTreeMap<Uuid, i64> = tasks
         .iter()
         .filter(|task| !matches!(task.row.state, TaskState::Waiting { .. }))
         .map(|task| (task.row.vm, task.row.session))
         .collect();
     let vms: BTreeMap<Uuid, &Vm> = infrastructure.vms.iter().map(|vm| (vm.id.0, vm)).collect();
-    let mut queue = Vec::new();
+    let mut running = Running::count(&tasks, &vms);
+    told.held_up.retain(|task, _| tasks.iter().any(|open| open.row.id == *task));
+    let (mut queue, mut limited) = (Vec::new(), Vec::new());
     for open in &tasks {
         let TaskState::Waiting { since, tried, .. } = &open.row.state else { continue };
         if let Some(other) = held.get(&open.row.vm) {
-            if told.insert(open.row.id) {
+            if told.recovering.insert(open.row.id) {
                 tell_waiting(server, open, *other).await;
             }
             continue;
@@ -82,11 +125,35 @@ async fn look(server: &Arc<Server>, told: &mut BTreeSet<Uuid>) -> Result<u64, St
         if open.row.work.in_guest() {
             queue.push(task);
         } else {
-            without_guest(server, &infrastructure, &task).await;
+            let (host, repository) = (task.vm.host, limits::repository(&task.open));
+            match running.full_for(host, repository, &infrastructure.limits) {
+                Some(because) => limited.push((task.open, because)),
+                None => {
+                    without_guest(server, &infrastructure, &task).await;
+                    running.take(Some(host), repository);
+                }
+            }
         }
     }
-    let running = running_per_job(&tasks);
-    Ok(assign(server, &infrastructure, &queue, &running).await)
+    held_up(server, told, limited, infrastructure.now).await;
+    // What was given away just now takes slots too.
+    for known in &mut infrastructure.servers {
+        known.running_tasks = server.proxies.running(known.id.0);
+    }
+    let per_job = running_per_job(&tasks);
+    let room = room_on_the_way(&tasks, infrastructure.now);
+    Ok(assign(server, &mut infrastructure, &queue, &per_job, &running, room, told).await)
+}
+
+/// How many more orders may be on their way. The choice is made when the order can go out, with what is known by then; those who
+/// began, and those who let others wait too long, do not count.
+fn room_on_the_way(tasks: &[OpenTask], now: Timestamp) -> usize {
+    let on_the_way = tasks.iter().filter(|task| match &task.row.state {
+        TaskState::Dispatched { hold } => now.duration_since(hold.since).unsigned_abs() < ON_THE_WAY,
+        _ => false,
+    });
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    (cores * ON_THE_WAY_PER_CORE).saturating_sub(on_the_way.count())
 }
 
 fn running_per_job(tasks: &[OpenTask]) -> BTreeMap<JobId, u32> {
@@ -101,9 +168,12 @@ fn running_per_job(tasks: &[OpenTask]) -> BTreeMap<JobId, u32> {
 
 async fn assign(
     server: &Arc<Server>,
-    infrastructure: &Snapshot,
+    infrastructure: &mut Snapshot,
     queue: &[Waiting],
     running_per_job: &BTreeMap<JobId, u32>,
+    running: &Running,
+    room: usize,
+    told: &mut Told,
 ) -> u64 {
     let waiting: Vec<WaitingTask> = queue
         .iter()
@@ -113,6 +183,9 @@ async fn assign(
             vm: &task.vm,
             credential: task.open.row.work.credential_kind,
             policy: &task.open.row.work.settings.proxies,
+            at_hypervisor: task.open.row.work.backup.is_some(),
+            repository: limits::repository(&task.open),
+            held_up_at: told.held_up.get(&task.open.row.id).copied(),
             tried: &task.tried,
             waiting_since: task.since,
         })
@@ -123,28 +196,44 @@ async fn assign(
         rules: infrastructure.rules,
         failures: &infrastructure.failures,
         running_per_job,
+        limits: &infrastructure.limits,
+        running_per_host: &running.hosts,
+        running_per_repository: &running.repositories,
         spill_after_ms: SPILL_AFTER_MS,
     };
     let plan = dispatch(&situation, &waiting, infrastructure.now);
     let by_id: BTreeMap<Uuid, &Waiting> = queue.iter().map(|task| (task.open.row.id, task)).collect();
     let find = |id: TaskId| by_id.get(&id.0).copied();
-    for assignment in &plan.assignments {
-        let to = infrastructure.servers.iter().find(|s| s.id == assignment.server);
+    let mut given = Vec::new();
+    for assignment in plan.assignments.iter().take(room) {
+        let to = infrastructure.servers.iter().position(|s| s.id == assignment.server);
         if let (Some(task), Some(to)) = (find(assignment.task), to) {
-            give(server, infrastructure, task, to, assignment.tier).await;
+            let told = chosen(infrastructure, task, &infrastructure.servers[to], assignment.tier);
+            given.push(hand_over(server, &task.open, assignment.server, told));
+            // The words of the next choice count it, as the plan did.
+            infrastructure.servers[to].running_tasks += 1;
         }
     }
+    join_all(given).await;
     for task in plan.unservable.iter().filter_map(|id| find(*id)) {
         let decision = select(&request(infrastructure, task));
         if task.open.row.work.may_leave_alone() {
             without_guest_after_all(server, infrastructure, task, &decision.to_string()).await;
             continue;
         }
-        let explanation = explain::explanation(&decision, &infrastructure.servers);
+        let explanation = explain::kept(&decision, &infrastructure.servers);
         let told = EventKind::ProxyChosen { explanation };
         nobody(server, &task.open, decision.to_string(), Some(told)).await;
     }
-    let next = plan.waiting.iter().map(|task| task.next_tier_at).min();
+    let limited = plan.waiting.iter().filter(|waiting| waiting.because != Because::Slots);
+    let limited = limited.filter_map(|waiting| Some((find(waiting.task)?.open.clone(), waiting.because)));
+    held_up(server, told, limited.collect(), infrastructure.now).await;
+    if plan.assignments.len() > room {
+        return ON_THE_WAY.as_millis() as u64;
+    }
+    // What a limit holds up is looked at when something ends.
+    let for_slots = plan.waiting.iter().filter(|waiting| waiting.because == Because::Slots);
+    let next = for_slots.map(|waiting| waiting.next_tier_at).min();
     next.map_or(LOOK_MS_MAX, |at| {
         let ms = at.duration_since(infrastructure.now).as_millis().clamp(1, i128::from(LOOK_MS_MAX));
         u64::try_from(ms).unwrap_or(LOOK_MS_MAX)
@@ -156,6 +245,7 @@ fn request<'a>(infrastructure: &'a Snapshot, task: &'a Waiting) -> Request<'a> {
         vm: &task.vm,
         credential: task.open.row.work.credential_kind,
         policy: &task.open.row.work.settings.proxies,
+        at_hypervisor: task.open.row.work.backup.is_some(),
         licence: infrastructure.licence,
         rules: infrastructure.rules,
         servers: &infrastructure.servers,
@@ -165,23 +255,28 @@ fn request<'a>(infrastructure: &'a Snapshot, task: &'a Waiting) -> Request<'a> {
     }
 }
 
-async fn give(server: &Arc<Server>, infrastructure: &Snapshot, task: &Waiting, to: &ManagedServer, tier: Tier) {
+fn chosen(infrastructure: &Snapshot, task: &Waiting, to: &ManagedServer, tier: Tier) -> EventKind {
     let decision = select(&request(infrastructure, task));
-    let mut explanation = explain::explanation(&decision, &infrastructure.servers);
+    let mut explanation = explain::kept(&decision, &infrastructure.servers);
     if decision.chosen.is_none_or(|chosen| chosen.server != to.id) {
         explanation = explain::spilled(explanation, to, tier);
     }
-    hand_over(server, &task.open, to.id, EventKind::ProxyChosen { explanation }).await;
+    EventKind::ProxyChosen { explanation }
 }
 
-/// A backup without guest processing goes to the backup server as soon as that has a free slot.
+/// A backup without guest processing goes to the backup server, where that reaches the hypervisor, as soon as there is a free slot.
 async fn without_guest(server: &Arc<Server>, infrastructure: &Snapshot, task: &Waiting) {
-    let Some(to) = infrastructure.servers.iter().find(|server| server.is_backup_server) else { return };
-    let explanation = explain::without_guest(&task.vm.name, to, task.open.row.work.left_alone.as_deref());
-    if task.tried.contains(&to.id) || to.state != ServerState::Online {
-        let cause = "the backup server's own proxy is not online or has failed".to_string();
+    let able = |managed: &&ManagedServer| {
+        let online = managed.state == ServerState::Online && !task.tried.contains(&managed.id);
+        online && managed.hosts_reached.contains(&task.vm.host)
+    };
+    // The backup server's own proxy first, then who has the least to do.
+    let best = infrastructure.servers.iter().filter(able).min_by_key(|s| (!s.is_backup_server, s.running_tasks, s.id));
+    let Some(to) = best else {
+        let cause = "no proxy that reaches the VM's hypervisor host is online, or all have failed".to_string();
         return nobody(server, &task.open, cause, None).await;
-    }
+    };
+    let explanation = explain::without_guest(&task.vm.name, to, task.open.row.work.left_alone.as_deref());
     // Counted anew: tasks given away in this look take slots too.
     if server.proxies.running(to.id.0) < to.slots {
         hand_over(server, &task.open, to.id, EventKind::ProxyChosen { explanation }).await;
@@ -204,8 +299,8 @@ async fn without_guest_after_all(server: &Arc<Server>, infrastructure: &Snapshot
 
 /// Whether another proxy could take a task over from the one that has it, as things are.
 pub async fn another_could(server: &Arc<Server>, task: &TaskRow, proxy: Uuid) -> Result<bool, StoreError> {
-    let infrastructure = snapshot(server).await?;
-    let Some(vm) = infrastructure.vms.iter().find(|vm| vm.id.0 == task.vm) else { return Ok(false) };
+    let infrastructure = snapshot_with(server, |vm| vm.id == task.vm).await?;
+    let Some(vm) = infrastructure.vms.first() else { return Ok(false) };
     let Some(open) = server.book.open_task(task.id).await else { return Ok(false) };
     let mut tried = match &open.row.state {
         TaskState::Dispatched { hold } | TaskState::Running { hold, .. } => hold.tried.clone(),
@@ -235,13 +330,44 @@ async fn hand_over(server: &Arc<Server>, open: &OpenTask, proxy: ServerId, told:
     };
     let partial_file = work.backup.as_ref().map(|backup| backup.repository_dir.clone());
     let post_script = work.post_script().map(|_| TaskId(open.row.id));
-    let dispatch = TaskEvent::Dispatch { proxy, partial_file, post_script, left };
-    record(server, open.row.id, Happening { told: vec![told], ..Happening::event(dispatch) }).await;
+    let outlives_server = server.proxies.get(proxy).is_some_and(|link| !link.in_process);
+    let dispatch = TaskEvent::Dispatch { proxy, partial_file, post_script, left, outlives_server };
+    let happening = Happening { told: vec![told], heard: Some(0), ..Happening::event(dispatch) };
+    record(server, open.row.id, happening).await;
 }
 
 async fn nobody(server: &Arc<Server>, open: &OpenTask, cause: String, told: Option<EventKind>) {
     let happening = Happening { told: told.into_iter().collect(), ..Happening::event(TaskEvent::NoProxy { cause }) };
     record(server, open.row.id, happening).await;
+}
+
+/// A limit holds these tasks up: people are told so the first time, and their minute for the next tier begins anew.
+async fn held_up(server: &Arc<Server>, told: &mut Told, mut limited: Vec<(OpenTask, Because)>, now: Timestamp) {
+    limited.retain(|(open, _)| told.held_up.insert(open.row.id, now).is_none());
+    if limited.is_empty() {
+        return;
+    }
+    let names = match names(server).await {
+        Ok(names) => names,
+        Err(error) => {
+            tracing::error!(%error, "names of hosts and repositories cannot be read");
+            BTreeMap::new()
+        }
+    };
+    let name = |id: Uuid| names.get(&id).cloned().unwrap_or_else(|| id.to_string());
+    let told = limited.iter().filter_map(|(open, because)| {
+        let sentence = limits::sentence(*because, name)?;
+        let told = vec![EventKind::Note { level: "info".into(), text: format!("waits: {sentence}") }];
+        Some(record(server, open.row.id, Happening { told, ..Default::default() }))
+    });
+    join_all(told).await;
+}
+
+/// Names of hosts and repositories.
+async fn names(server: &Server) -> Result<BTreeMap<Uuid, String>, StoreError> {
+    let hosts = server.store.hosts().await?.into_iter().map(|host| (host.id, host.name));
+    let repositories = server.store.repositories().await?.into_iter().map(|known| (known.id, known.name));
+    Ok(hosts.chain(repositories).collect())
 }
 
 async fn tell_waiting(server: &Arc<Server>, open: &OpenTask, other: i64) {

@@ -64,7 +64,7 @@ async fn vm_and_hypervisor(store: &Store, task: &TaskRow) -> Result<(VmRow, v1::
         )
     };
     let vms = store.vms().await?;
-    let vm = vms.into_iter().find(|vm| vm.id == task.vm).ok_or_else(|| gone(format!("VM {}", task.vm_name)))?;
+    let vm = vms.iter().find(|vm| vm.id == task.vm).ok_or_else(|| gone(format!("VM {}", task.vm_name)))?.clone();
     let hosts = store.hosts().await?;
     let host = hosts.into_iter().find(|host| host.id == vm.host);
     let host = host.ok_or_else(|| gone(format!("host {}", vm.host_name)))?;
@@ -164,7 +164,9 @@ fn endpoints(vm: &VmRow) -> Vec<v1::Endpoint> {
     if let Some((host, port)) = vm.connect.as_deref().and_then(split_endpoint) {
         return vec![v1::Endpoint { host, port: port.into() }];
     }
-    vm.addresses.iter().map(|host| v1::Endpoint { host: host.clone(), port: SSH_PORT.into() }).collect()
+    // A name is resolved where the guest is reached from.
+    let known = if vm.addresses.is_empty() { &vm.agent_addresses } else { &vm.addresses };
+    known.iter().map(|host| v1::Endpoint { host: host.clone(), port: SSH_PORT.into() }).collect()
 }
 
 /// `HOST:PORT`, where HOST may be an IPv6 address in brackets.
@@ -211,6 +213,19 @@ async fn parent(
     let chain: Vec<ChainPoint> = points.iter().map(RestorePointRow::chain_point).collect();
     let chosen = parent_for(&chain, backup.full_every);
     Ok(chosen.and_then(|id| points.into_iter().find(|point| point.id == id.0).ok_or(NoParent::First)))
+}
+
+/// What went out with the order of this dispatch, as far as it can be told afterwards.
+pub async fn was_sent(store: &Store, task: &TaskRow, epoch: u64) -> Result<Sent, StoreError> {
+    let backup = task.work.backup.as_ref();
+    Ok(Sent {
+        epoch,
+        guest: task.work.in_guest(),
+        hypervisor: backup.is_some(),
+        pinned: store.host_keys(task.vm).await?.0.map(|key| key.fingerprint),
+        job_name: store.session(task.session).await?.and_then(|session| session.job_name),
+        parent: backup.and_then(|backup| backup.parent),
+    })
 }
 
 /// The order for a task that is not a test, and what to remember of it. `last_proxy`: no other can take it over.
@@ -270,6 +285,7 @@ pub async fn task_order(
         work: Some(work),
         last_proxy,
         left_alone_because: task.work.left_alone.clone().unwrap_or_default(),
+        fence: store.next_fence().await?,
     };
     Ok((order, sent))
 }

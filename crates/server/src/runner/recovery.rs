@@ -7,14 +7,16 @@ use super::actions::record;
 use super::book::{Happening, OpenTask, thaw_by_hand};
 use super::order::{self, NoOrder};
 use super::report;
+use crate::infrastructure::snapshot;
 use crate::proxies::ProxyLink;
 use crate::server::Server;
 use crate::store::StoreError;
-use crate::store::sessions::TaskOutcome;
+use crate::store::sessions::{SessionKind, TaskOutcome};
 use jiff::Timestamp;
 use lull_api::session::EventKind;
 use lull_engine::failover::FailureClass;
 use lull_engine::ids::ServerId;
+use lull_engine::infrastructure::ServerState;
 use lull_engine::session::{Hold, RecoveryPart, TaskEvent, TaskFailure, TaskState};
 use lull_engine::timeline::Step;
 use lull_proxy_wire::v1;
@@ -25,6 +27,9 @@ use uuid::Uuid;
 
 /// One attempt may take so long, beside an owed script; a proxy bounds each of its own steps.
 const ATTEMPT_MS_MAX: u64 = 600_000;
+
+/// Proxies that try in one attempt.
+const PROXIES_TRIED_MAX: usize = 3;
 
 /// Why a half is not paid yet.
 struct NotYet {
@@ -60,12 +65,16 @@ pub async fn reopen(server: &Arc<Server>) -> Result<u32, StoreError> {
         server.book.tell(*session, EventKind::Note { level: "warning".into(), text }, now).await?;
     }
     for open in server.book.open_tasks().await {
-        record(server, open.row.id, Happening::event(TaskEvent::ServerRestarted)).await;
+        // Whoever waits for a test or a hold went with the server.
+        let waiting_goes_on = open.row.work.kind == SessionKind::Backup;
+        record(server, open.row.id, Happening::event(TaskEvent::ServerRestarted { waiting_goes_on })).await;
     }
     for session in sessions {
         server.book.close_if_done(session, now).await?;
     }
-    Ok(u32::try_from(server.book.open_tasks().await.len()).unwrap_or(u32::MAX))
+    let open = server.book.open_tasks().await;
+    let recovering = open.iter().filter(|open| matches!(open.row.state, TaskState::Recovering { .. })).count();
+    Ok(u32::try_from(recovering).unwrap_or(u32::MAX))
 }
 
 /// Sees to it that the guest is thawed and swept, and that a post-thaw script that is owed runs.
@@ -208,22 +217,52 @@ async fn attempt(
     pinned: Option<&str>,
 ) -> Result<v1::Receipt, NotYet> {
     let lost = |cause: String| NotYet::new(FailureClass::ProxyLost, cause);
-    let online = |link: &&ProxyLink| link.health().online;
-    let link = server
-        .proxies
-        .get(last_proxy)
-        .filter(online)
-        .or_else(|| server.proxies.backup_server().filter(online))
-        .or_else(|| server.proxies.all().find(online))
-        .ok_or_else(|| NotYet::new(FailureClass::ProxyUnreachable, "no proxy is online"))?;
     let limit_ms = ATTEMPT_MS_MAX + order.post_script.as_ref().map_or(0, |script| script.timeout_ms);
-    let call = hear(server, open, link, order, pinned);
-    tokio::select! {
-        result = tokio::time::timeout(Duration::from_millis(limit_ms), call) => {
-            result.unwrap_or_else(|_| Err(lost(format!("it took longer than {} s", limit_ms / 1_000))))
+    let mut result = Err(NotYet::new(FailureClass::ProxyUnreachable, "no proxy that could is online"));
+    for link in by_whom(server, open, last_proxy, order.hypervisor.is_some()).await? {
+        // Each attempt of another proxy evicts what an earlier one may have left running.
+        let fence = server.store.next_fence().await.map_err(NoOrder::from)?;
+        let call = hear(server, open, &link, v1::RecoverOrder { fence, ..order.clone() }, pinned);
+        result = tokio::select! {
+            result = tokio::time::timeout(Duration::from_millis(limit_ms), call) => {
+                result.unwrap_or_else(|_| Err(lost(format!("it took longer than {} s", limit_ms / 1_000))))
+            }
+            () = link.offline() => Err(lost(format!("the heartbeat of {} stopped", link.server.name))),
+        };
+        // Only where it is the way there that fails, another may have a better one.
+        let of_the_way = |not_yet: &NotYet| {
+            matches!(
+                not_yet.class,
+                FailureClass::GuestUnreachable | FailureClass::ProxyLost | FailureClass::ProxyUnreachable
+            )
+        };
+        if !result.as_ref().is_err_and(of_the_way) {
+            break;
         }
-        () = link.offline() => Err(lost(format!("the heartbeat of {} stopped", link.server.name))),
     }
+    result
+}
+
+/// Proxies that may see to what is owed, the most promising first: the one that had the task, then by the VM's network.
+async fn by_whom(
+    server: &Arc<Server>,
+    open: &OpenTask,
+    last_proxy: ServerId,
+    at_hypervisor: bool,
+) -> Result<Vec<Arc<ProxyLink>>, NotYet> {
+    let infrastructure = snapshot(server).await.map_err(NoOrder::from)?;
+    let vm = infrastructure.vms.iter().find(|vm| vm.id.0 == open.row.vm);
+    let mut able: Vec<_> = infrastructure
+        .servers
+        .iter()
+        .filter(|managed| managed.state == ServerState::Online || managed.state == ServerState::Draining)
+        .filter(|managed| !at_hypervisor || vm.is_none_or(|vm| managed.hosts_reached.contains(&vm.host)))
+        .collect();
+    able.sort_by_key(|managed| {
+        let near = vm.is_some_and(|vm| managed.shares_network_with(vm));
+        (managed.id != last_proxy, !near, !managed.is_backup_server, managed.running_tasks, managed.id)
+    });
+    Ok(able.into_iter().take(PROXIES_TRIED_MAX).filter_map(|managed| server.proxies.get(managed.id)).collect())
 }
 
 async fn hear(
@@ -237,7 +276,7 @@ async fn hear(
     let broke = |status: tonic::Status| lost(format!("{}: {}", link.server.name, status.message()));
     let mut pinned = pinned.map(str::to_string);
     let epoch = order.epoch;
-    let mut stream = link.client().recover(order).await.map_err(broke)?.into_inner();
+    let mut stream = link.client().map_err(broke)?.recover(order).await.map_err(broke)?.into_inner();
     loop {
         let mut events = Vec::new();
         let told = match stream.message().await.map_err(broke)?.and_then(|message| message.event) {
@@ -261,7 +300,7 @@ async fn hear(
                 pinned = pinned.or(fingerprint);
                 continue;
             }
-            Some(Event::Progress(_) | Event::HoldReady(_) | Event::Frozen(_)) => continue,
+            Some(Event::Progress(_) | Event::HoldReady(_) | Event::Frozen(_) | Event::LeaseAsked(_)) => continue,
             // Nothing is listed or backed up in a recovery.
             Some(Event::IndexFrame(_) | Event::IndexEnded(_)) => continue,
             Some(Event::RestorePointDone(_) | Event::GuestLeftAlone(_)) => continue,
@@ -300,7 +339,7 @@ async fn conclude(
         Ok(None) => Happening::event(done),
         Ok(Some(receipt)) => {
             // Read anew: the other half may have concluded meanwhile.
-            let known = server.book.open_task(open.row.id).await.map(|open| open.row.outcome);
+            let known = server.book.open_task(open.row.id).await.map(|open| open.row.outcome.clone());
             let outcome = Some(merged(known.unwrap_or_default(), part, receipt));
             Happening { told: vec![note("info", words.into())], outcome, ..Happening::event(done) }
         }

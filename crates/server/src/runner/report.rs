@@ -115,7 +115,11 @@ pub fn happening(task: &TaskRow, sent: &Sent, heard: &mut Heard, event: Event, n
             happening.refused = Some(left.refused).filter(|cause| !cause.is_empty());
         }
         // Progress is not stored, listings go to the catalog, and the end is told by [`finished`].
-        Event::Progress(_) | Event::IndexFrame(_) | Event::IndexEnded(_) | Event::Finished(_) => {}
+        Event::Progress(_)
+        | Event::IndexFrame(_)
+        | Event::IndexEnded(_)
+        | Event::Finished(_)
+        | Event::LeaseAsked(_) => {}
     }
     happening
 }

@@ -5,6 +5,7 @@ use lull_engine::infrastructure::Platform;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
 use uuid::Uuid;
 
 /// A managed server as stored; whether it is online is not.
@@ -50,8 +51,10 @@ pub struct VmRow {
     pub name: String,
     /// OS family of its guest, where set.
     pub guest_os: Option<Platform>,
-    /// Addresses of its guest.
+    /// Addresses and DNS names of its guest, as an administrator said.
     pub addresses: Vec<String>,
+    /// Addresses of its guest, as its guest agent said last.
+    pub agent_addresses: Vec<String>,
     /// `HOST:PORT` to connect to instead.
     pub connect: Option<String>,
     /// Credential for its guest.
@@ -71,6 +74,8 @@ pub struct SeenVm {
     pub state: String,
     /// Disks.
     pub disks: Vec<String>,
+    /// Addresses of its guest; none where no guest agent said any.
+    pub addresses: Vec<String>,
 }
 
 /// An SSH host key.
@@ -95,8 +100,11 @@ pub struct RepositoryRow {
     pub path: String,
 }
 
+/// All VMs, and how many changes there had been.
+pub type KnownVms = Option<(i64, Arc<[VmRow]>)>;
+
 const VMS: &str = "SELECT vms.id, vms.host, hosts.name, vms.name, vms.guest_os, vms.addresses, vms.connect, \
-                   vms.credential, vms.state, vms.disks FROM vms JOIN hosts ON hosts.id = vms.host \
+                   vms.credential, vms.state, vms.disks, vms.agent_addresses FROM vms JOIN hosts ON hosts.id = vms.host \
                    ORDER BY hosts.name, vms.name";
 
 impl Store {
@@ -189,15 +197,17 @@ impl Store {
             .map_err(|e| self.failed(doing, e))?;
         for vm in seen {
             sqlx::query(
-                "INSERT INTO vms (id, host, name, addresses, state, disks) VALUES ($1, $2, $3, '[]', $4, $5) \
-                 ON CONFLICT (host, name) DO UPDATE SET state = $4, \
-                 disks = CASE WHEN $5 = '[]' THEN disks ELSE $5 END",
+                "INSERT INTO vms (id, host, name, addresses, state, disks, agent_addresses) \
+                 VALUES ($1, $2, $3, '[]', $4, $5, $6) ON CONFLICT (host, name) DO UPDATE SET state = $4, \
+                 disks = CASE WHEN $5 = '[]' THEN disks ELSE $5 END, \
+                 agent_addresses = CASE WHEN $6 = '[]' THEN agent_addresses ELSE $6 END",
             )
             .bind(Uuid::now_v7().to_string())
             .bind(host.to_string())
             .bind(&vm.name)
             .bind(&vm.state)
             .bind(json(&vm.disks))
+            .bind(json(&vm.addresses))
             .execute(&mut *tx)
             .await
             .map_err(|e| self.failed(doing, e))?;
@@ -231,10 +241,22 @@ impl Store {
         self.commit_tx(tx, doing).await
     }
 
-    /// All VMs, by host and name.
-    pub async fn vms(&self) -> Result<Vec<VmRow>, StoreError> {
-        let rows = sqlx::query(VMS).fetch_all(&self.readers).await.map_err(|e| self.failed("reading VMs", e))?;
-        rows.iter().map(|row| self.vm_row(row)).collect()
+    /// All VMs, by host and name. Read anew only after a change, which the database itself counts.
+    pub async fn vms(&self) -> Result<Arc<[VmRow]>, StoreError> {
+        let failed = |e| self.failed("reading VMs", e);
+        // Before the rows: whatever changes in between is read again next time.
+        let changes: i64 = sqlx::query_scalar("SELECT value FROM counters WHERE name = 'vms'")
+            .fetch_one(&self.readers)
+            .await
+            .map_err(failed)?;
+        let known = self.vms.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, rows)) = known.filter(|(of, _)| *of == changes) {
+            return Ok(rows);
+        }
+        let rows = sqlx::query(VMS).fetch_all(&self.readers).await.map_err(failed)?;
+        let rows: Arc<[VmRow]> = rows.iter().map(|row| self.vm_row(row)).collect::<Result<_, _>>()?;
+        *self.vms.lock().unwrap_or_else(PoisonError::into_inner) = Some((changes, rows.clone()));
+        Ok(rows)
     }
 
     /// Stores what an administrator may change about a VM.
@@ -334,6 +356,7 @@ impl Store {
             credential: row.get::<Option<&str>, _>(7).map(|id| self.word(&what, id)).transpose()?,
             state: row.get(8),
             disks: self.document(&what, row.get(9))?,
+            agent_addresses: self.document(&what, row.get(10))?,
             name,
         })
     }

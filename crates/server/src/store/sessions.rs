@@ -68,6 +68,9 @@ pub struct BackupPlan {
     /// A new full backup every so many restore points.
     #[serde(default = "points_per_chain")]
     pub full_every: u32,
+    /// The restore point that the last order named to build on.
+    #[serde(default)]
+    pub parent: Option<Uuid>,
 }
 
 fn points_per_chain() -> u32 {
@@ -229,6 +232,8 @@ pub struct TaskRow {
     pub state: TaskState,
     /// What came of it.
     pub outcome: TaskOutcome,
+    /// Number of the last event of its proxy's that is recorded, within its last dispatch.
+    pub heard: u64,
 }
 
 /// Why a session did not begin.
@@ -265,7 +270,7 @@ pub struct Begun {
 const SESSIONS: &str = "SELECT id, kind, job, job_name, state, started_us, ended_us, last_event, begun_by, cut_short, \
     (SELECT json_group_array(vm_name) FROM (SELECT vm_name FROM tasks WHERE session = sessions.id ORDER BY position)) \
     FROM sessions";
-const TASKS: &str = "SELECT id, session, vm, vm_name, work, state, outcome FROM tasks";
+const TASKS: &str = "SELECT id, session, vm, vm_name, work, state, outcome, heard FROM tasks";
 
 impl Store {
     /// Begins a session with its tasks, all waiting. A job that runs already is refused, whoever begins it: it never overlaps with itself.
@@ -493,6 +498,7 @@ impl Store {
             work: self.document(&what, row.get(4))?,
             state: self.document(&what, row.get(5))?,
             outcome,
+            heard: row.get::<i64, _>(7).unsigned_abs(),
             vm_name,
         })
     }

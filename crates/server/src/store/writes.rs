@@ -11,6 +11,9 @@ use lull_api::session::{EventKind, SessionEvent};
 use lull_engine::failover::{FailureMemory, Refusal, RememberedFailure};
 use lull_engine::session::{Outcome, SessionState, TaskState};
 use sqlx::{Row, Sqlite, Transaction};
+use std::io;
+use std::sync::{Mutex, PoisonError};
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 /// One thing to write.
@@ -37,12 +40,41 @@ pub enum Write {
         /// What.
         work: Box<TaskWork>,
     },
+    /// Events of a proxy's up to this one are recorded.
+    Heard {
+        /// The task.
+        task: Uuid,
+        /// Number of the event within the task's last dispatch.
+        seq: u64,
+    },
     /// What came of a task so far.
     Outcome {
         /// The task.
         task: Uuid,
         /// What.
         outcome: Box<TaskOutcome>,
+    },
+    /// A task was given to a proxy.
+    Dispatched {
+        /// The task.
+        task: Uuid,
+        /// The number of the dispatch.
+        epoch: u64,
+        /// The proxy's managed server.
+        server: Uuid,
+        /// Its name.
+        name: String,
+        /// How near it is to the VM.
+        tier: Option<u8>,
+    },
+    /// The proxy is done with it.
+    DispatchEnded {
+        /// The task.
+        task: Uuid,
+        /// The number of the dispatch.
+        epoch: u64,
+        /// How.
+        end: String,
     },
     /// The session's next state.
     Session(SessionState),
@@ -76,17 +108,101 @@ pub enum Write {
 }
 
 type Tx = Transaction<'static, Sqlite>;
+type Answer = Result<Vec<SessionEvent>, StoreError>;
+
+/// What one caller wants written together.
+struct Wanted {
+    session: i64,
+    writes: Vec<Write>,
+    now: Timestamp,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// What waits to be written. Whoever's turn it is writes all of it with one commit: many tasks share the disk's pace.
+#[derive(Default)]
+pub struct Queue {
+    wanted: Mutex<Vec<Wanted>>,
+    turn: tokio::sync::Mutex<()>,
+}
+
+const DOING: &str = "recording a session's progress";
 
 impl Store {
-    /// Writes all of it; when this returns it is on disk. Answers the events with their numbers.
-    pub async fn write(&self, session: i64, writes: &[Write], now: Timestamp) -> Result<Vec<SessionEvent>, StoreError> {
-        let doing = "recording a session's progress";
-        let mut tx = self.begin(doing).await?;
+    /// Writes all of it; when this returns it is on disk. Answers the events with their numbers. What is called one after another is written in
+    /// that order.
+    pub async fn write(&self, session: i64, writes: &[Write], now: Timestamp) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        let wanted = Wanted { session, writes: writes.to_vec(), now, answer };
+        self.queue.wanted.lock().unwrap_or_else(PoisonError::into_inner).push(wanted);
+        // Beside the caller: one who goes away takes nobody's writes with him.
+        let store = self.clone();
+        tokio::spawn(async move { store.write_waiting().await });
+        answered.await.unwrap_or_else(|_| Err(self.failed(DOING, sqlx::Error::WorkerCrashed)))
+    }
+
+    async fn write_waiting(&self) {
+        let _turn = self.queue.turn.lock().await;
+        let wanted = std::mem::take(&mut *self.queue.wanted.lock().unwrap_or_else(PoisonError::into_inner));
+        if wanted.is_empty() {
+            return;
+        }
+        let mut answers = Vec::with_capacity(wanted.len());
+        let done = self.write_together(wanted, &mut answers).await;
+        for (to, answer) in answers {
+            // Who went away does not hear it.
+            let _ = to.send(match &done {
+                Ok(()) => answer,
+                Err(error) => Err(self.said_again(error)),
+            });
+        }
+    }
+
+    /// In one transaction; what cannot be written of one leaves the others alone.
+    async fn write_together(
+        &self,
+        wanted: Vec<Wanted>,
+        answers: &mut Vec<(oneshot::Sender<Answer>, Answer)>,
+    ) -> Result<(), StoreError> {
+        let begun = self.begin(DOING).await;
+        let mut tx = match begun {
+            Ok(tx) => tx,
+            Err(error) => {
+                answers.extend(wanted.into_iter().map(|wanted| (wanted.answer, Ok(Vec::new()))));
+                return Err(error);
+            }
+        };
+        let mut savepoints = Ok(());
+        for Wanted { session, writes, now, answer } in wanted {
+            let mut written = Ok(Vec::new());
+            if savepoints.is_ok() {
+                savepoints = savepoint(&mut tx, "SAVEPOINT one").await;
+                written = self.write_one(&mut tx, session, &writes, now).await;
+                let end = if written.is_ok() { "RELEASE one" } else { "ROLLBACK TO one; RELEASE one" };
+                savepoints = savepoints.and(savepoint(&mut tx, end).await);
+            }
+            answers.push((answer, written));
+        }
+        savepoints.map_err(|error| self.failed(DOING, error))?;
+        self.commit_tx(tx, DOING).await
+    }
+
+    /// A failure of the whole transaction, for one of those who wrote in it.
+    fn said_again(&self, error: &StoreError) -> StoreError {
+        match error {
+            StoreError::Damaged { path, what } => StoreError::Damaged { path: path.clone(), what: what.clone() },
+            StoreError::Database { source, .. } => {
+                self.failed(DOING, sqlx::Error::Io(io::Error::other(source.to_string())))
+            }
+            other => self.failed(DOING, sqlx::Error::Io(io::Error::other(other.to_string()))),
+        }
+    }
+
+    async fn write_one(&self, tx: &mut Tx, session: i64, writes: &[Write], now: Timestamp) -> Answer {
         let last = sqlx::query_scalar::<_, i64>("SELECT last_event FROM sessions WHERE id = $1")
             .bind(session)
-            .fetch_optional(&mut *tx)
+            .fetch_optional(&mut **tx)
             .await
-            .map_err(|e| self.failed(doing, e))?
+            .map_err(|e| self.failed(DOING, e))?
             .ok_or(StoreError::Missing { kind: "session" })?;
         let mut events = Vec::new();
         for write in writes {
@@ -94,23 +210,22 @@ impl Store {
                 let seq = last.unsigned_abs() + events.len() as u64 + 1;
                 let (task, vm) = task.clone().unzip();
                 let event = SessionEvent { seq, at: rfc3339(now), task, vm, event: event.clone() };
-                self.insert_event(&mut tx, session, &event).await?;
+                self.insert_event(tx, session, &event).await?;
                 events.push(event);
             } else {
-                self.apply(&mut tx, session, write, now).await?;
+                self.apply(tx, session, write, now).await?;
             }
             if let Write::Session(SessionState::Finished { outcome, .. }) = write {
                 let succeeded = *outcome == Outcome::Success;
-                self.enqueue_notifications(&mut tx, session, succeeded, us(now)).await?;
+                self.enqueue_notifications(tx, session, succeeded, us(now)).await?;
             }
         }
         sqlx::query("UPDATE sessions SET last_event = last_event + $2 WHERE id = $1")
             .bind(session)
             .bind(events.len() as i64)
-            .execute(&mut *tx)
+            .execute(&mut **tx)
             .await
-            .map_err(|e| self.failed(doing, e))?;
-        self.commit_tx(tx, doing).await?;
+            .map_err(|e| self.failed(DOING, e))?;
         Ok(events)
     }
 
@@ -153,9 +268,24 @@ impl Store {
                 let sql = "UPDATE tasks SET work = $2 WHERE id = $1";
                 ("task", sqlx::query(sql).bind(task.to_string()).bind(json(work)))
             }
+            Write::Heard { task, seq } => {
+                let sql = "UPDATE tasks SET heard = $2 WHERE id = $1";
+                ("task", sqlx::query(sql).bind(task.to_string()).bind(i64::try_from(*seq).unwrap_or(i64::MAX)))
+            }
             Write::Outcome { task, outcome } => {
                 let sql = "UPDATE tasks SET outcome = $2 WHERE id = $1";
                 ("task", sqlx::query(sql).bind(task.to_string()).bind(json(outcome)))
+            }
+            Write::Dispatched { task, epoch, server, name, tier } => {
+                let sql = "INSERT INTO dispatches (task, epoch, server, server_name, tier, begun_us) \
+                           VALUES ($1, $2, $3, $4, $5, $6)";
+                let query = sqlx::query(sql).bind(task.to_string()).bind(i64::try_from(*epoch).unwrap_or(i64::MAX));
+                ("dispatch", query.bind(server.to_string()).bind(name).bind(*tier).bind(us(now)))
+            }
+            Write::DispatchEnded { task, epoch, end } => {
+                let sql = "UPDATE dispatches SET ended_us = $3, ended = $4 WHERE task = $1 AND epoch = $2";
+                let query = sqlx::query(sql).bind(task.to_string()).bind(i64::try_from(*epoch).unwrap_or(i64::MAX));
+                ("dispatch", query.bind(us(now)).bind(end))
             }
             Write::Session(state) => {
                 let (ended, result) = match state {
@@ -195,6 +325,10 @@ impl Store {
                 ("failure of a proxy", sqlx::query(sql).bind(vm.to_string()).bind(server.to_string()))
             }
         };
-        query.execute(&mut **tx).await.map(drop).map_err(|e| self.refused(kind, "recording a session's progress", e))
+        query.execute(&mut **tx).await.map(drop).map_err(|e| self.refused(kind, DOING, e))
     }
+}
+
+async fn savepoint(tx: &mut Tx, sql: &'static str) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql(sql).execute(&mut **tx).await.map(drop)
 }

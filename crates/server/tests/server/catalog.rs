@@ -213,7 +213,7 @@ async fn what_is_no_listing_ends_the_listing_and_not_the_backup() {
     let good = piece(b"/srv", &[(b"a", 1)]);
     let too_long = vec![0; COMPRESSED_BYTES_MAX + 1];
     // So that the proxy hears that it shall end.
-    fake.set(|script| script.pause_ms = 5);
+    fake.set(|script| script.pause_ms = 40);
     for (n, bad) in [too_long, b"no zstd".to_vec()].into_iter().enumerate() {
         let point = backed_up(&server, &fake, vec![good.clone(), bad, piece(b"/late", &[(b"b", 1)])]).await;
         let table = &tables(&server).await[0];

@@ -2,11 +2,13 @@
 
 use crate::catalog::{asked, backed_up, piece, points, tables, taken_in};
 use crate::fake::Fake;
-use crate::harness::{PATIENCE, Place, Server, one_vm};
+use crate::harness::{PATIENCE, Place, Server, furnish, one_vm};
 use lull_api::catalog::CatalogTable;
 use lull_api::infrastructure::Finding;
+use lull_api::job::GuestSettings;
 use lull_guest_wire::listing::{Entry, FolderListing, Kind, Listing};
 use lull_server::{CatalogPace, Clock};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -44,6 +46,40 @@ async fn table_when(server: &Server, what: &str, holds: impl Fn(&CatalogTable) -
         assert!(since.elapsed() < PATIENCE, "not {what}: {all:#?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// A restore point is recorded while its guest may still be listed, and other tasks end meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_is_not_taken_in_before_its_task_is_over() {
+    let (place, fake) = (Place::new(), Fake::embedded());
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    furnish(&server, &place, &["db", "web"], GuestSettings::default()).await;
+    server.change("j", json!({"vms": ["db"]})).await;
+    let other = json!({"name": "k", "vms": ["web"], "repository": "r"});
+    let _: serde_json::Value = server.client.post("/jobs", &other).await.unwrap();
+
+    let listing = |name: &'static [u8]| vec![piece(b"/srv", &[(name, 1)])];
+    fake.set(|script| (script.listing, script.hang_after) = (listing(b"of-db"), Some(33)));
+    let id = server.run("j").await.summary.id;
+    let recorded = server.until(id, "its restore point is recorded", |s| s.tasks[0].restore_point.is_some()).await;
+    let point = recorded.tasks[0].restore_point.unwrap();
+    fake.set(|script| (script.listing, script.hang_after) = (listing(b"of-web"), None));
+    server.finished(server.run("k").await.summary.id).await;
+    let since = Instant::now();
+    while asked(&server, "/catalog/search?pattern=of-").await.0.is_empty() {
+        assert!(since.elapsed() < PATIENCE, "not taken in: {:?}", tables(&server).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(listing_of(&place, point).exists(), "it may not be whole yet");
+    let (hits, ..) = asked(&server, "/catalog/search?pattern=of-db").await;
+    assert_eq!(hits, [], "it may not be whole yet");
+
+    server.kill().await;
+    let server = Server::start(&place.state, std::slice::from_ref(&fake)).await;
+    assert_eq!(server.finished(id).await.summary.result.as_deref(), Some("warning"));
+    taken_in(&server).await;
+    let (hits, ..) = asked(&server, "/catalog/search?pattern=of-db").await;
+    assert_eq!(points(&hits[0]), [point]);
 }
 
 /// The server's disk is full for its tables: the table stays, the attempts end, and everybody is told why.

@@ -1,20 +1,29 @@
 //! A proxy that plays a script on a guest of its own, with knobs for everything that can go wrong. The guest outlives
 //! the connection, so that what a killed server left behind can be seen.
 
+mod answers;
+mod remembered;
+
+use crate::managed::FakeMachine;
+pub use answers::failed;
+use answers::{Gone, beside, clean, evidence, files, sent};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use lull_engine::failover::FailureClass;
-use lull_engine::session::{Hop, TaskFailure};
 use lull_engine::timeline::Step;
+use lull_proxy::membership::{Dismissed, Membership};
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::proxy_server::{Proxy, ProxyServer};
 use lull_proxy_wire::v1::task_event::Event;
 use lull_proxy_wire::v1::to_task::Message;
 use lull_server::{LocalProxy, ServeProxy};
+use remembered::{Remembered, passed_on};
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -57,6 +66,10 @@ pub struct Script {
     pub listing: Vec<Vec<u8>>,
     /// A hold ends when nobody renewed it for so long.
     pub hold_silence_ms: u64,
+    /// It takes tasks and never asks for their leases.
+    pub never_asks: bool,
+    /// Its tasks go on when a call ends, and can be attached to.
+    pub remembers: bool,
 }
 
 /// The guest and the hypervisor behind a proxy.
@@ -71,6 +84,8 @@ pub struct World {
     /// Events of the last task that left the proxy, and those among them that begin or end a step.
     pub said: AtomicUsize,
     pub steps_said: AtomicUsize,
+    /// Tasks whose lease was granted: only they are begun.
+    pub begun: AtomicUsize,
     /// Renewals that arrived.
     pub renewals: AtomicU32,
     /// Post-thaw scripts that recoveries ran.
@@ -90,9 +105,23 @@ pub struct Fake {
     pub world: Arc<World>,
     pub silent: Arc<AtomicBool>,
     pub vms: Arc<Mutex<Vec<String>>>,
+    /// What the VMs' guest agents say.
+    pub agents: Arc<Mutex<BTreeMap<String, Vec<String>>>>,
     pub orders: Arc<Mutex<Vec<v1::TaskOrder>>>,
     pub recoveries: Arc<Mutex<Vec<v1::RecoverOrder>>>,
     pub tests: Arc<Mutex<Vec<v1::TestOrder>>>,
+    pub incarnation: String,
+    pub desk: Arc<Mutex<BTreeMap<String, Remembered>>>,
+    /// Who wanted to take a task up again.
+    pub attached: Arc<Mutex<Vec<v1::Attach>>>,
+    pub generation: Arc<AtomicU32>,
+    /// What makes it a remote one.
+    pub membership: Arc<Mutex<Option<Arc<Membership>>>>,
+    pub renewals: Arc<AtomicU32>,
+    /// What it was told when it was turned away.
+    pub dismissals: Arc<Mutex<Vec<String>>>,
+    /// What it does on other machines.
+    pub machine: FakeMachine,
 }
 
 impl Fake {
@@ -115,9 +144,18 @@ impl Fake {
             world: Arc::default(),
             silent: Arc::default(),
             vms: Arc::new(Mutex::new(vec!["db".into(), "web".into()])),
+            agents: Arc::default(),
             orders: Arc::default(),
             recoveries: Arc::default(),
             tests: Arc::default(),
+            desk: Arc::default(),
+            attached: Arc::default(),
+            incarnation: uuid::Uuid::new_v4().to_string(),
+            generation: Arc::new(AtomicU32::new(lull_proxy_wire::GENERATION)),
+            membership: Arc::default(),
+            renewals: Arc::default(),
+            dismissals: Arc::default(),
+            machine: FakeMachine::default(),
         }
     }
 
@@ -138,15 +176,28 @@ impl Fake {
         let fake = self.clone();
         let serve: ServeProxy = Arc::new(move |io| {
             let fake = fake.clone();
-            Box::pin(async move {
-                let service = ProxyServer::new(fake)
-                    .map_request(|request: hyper::Request<hyper::body::Incoming>| request.map(Body::new));
-                let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                    .serve_connection(TokioIo::new(io), TowerToHyperService::new(service))
-                    .await;
-            })
+            Box::pin(async move { drop(fake.serve(io).await) })
         });
         LocalProxy { name: self.name.clone(), is_backup_server: self.is_backup_server, serve }
+    }
+}
+
+impl Fake {
+    /// Answers calls on a connection until it ends.
+    pub async fn serve<IO>(&self, io: IO) -> Result<(), hyper::Error>
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let service = ProxyServer::new(self.clone())
+            .map_request(|request: hyper::Request<hyper::body::Incoming>| request.map(Body::new));
+        hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .serve_connection(TokioIo::new(io), TowerToHyperService::new(service))
+            .await
+    }
+
+    fn member(&self) -> Result<Arc<Membership>, Status> {
+        let member = self.membership.lock().unwrap().clone();
+        member.ok_or_else(|| Status::failed_precondition("the fake has no certificate"))
     }
 }
 
@@ -189,7 +240,7 @@ type Events = Pin<Box<dyn Stream<Item = Result<v1::TaskEvent, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl Proxy for Fake {
-    async fn describe(&self, _: Request<v1::DescribeRequest>) -> Result<Response<v1::ProxyDescription>, Status> {
+    async fn describe(&self, request: Request<v1::DescribeRequest>) -> Result<Response<v1::ProxyDescription>, Status> {
         if self.silent.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
@@ -200,22 +251,72 @@ impl Proxy for Fake {
             networks: self.networks.clone(),
             channels: vec!["ssh".into()],
             running_tasks: 0,
+            generation: self.generation.load(Ordering::SeqCst),
+            incarnation: self.incarnation.clone(),
+            hosts_reached: request.into_inner().hosts.into_iter().map(|host| host.id).collect(),
         }))
+    }
+
+    async fn renew_identity(&self, _: Request<v1::RenewRequest>) -> Result<Response<v1::CertificateRequest>, Status> {
+        let der = self.member()?.renew().unwrap();
+        Ok(Response::new(v1::CertificateRequest { der }))
+    }
+
+    async fn install_identity(&self, request: Request<v1::Identity>) -> Result<Response<v1::Installed>, Status> {
+        let v1::Identity { certificate, authority } = request.into_inner();
+        assert!(self.member()?.install(&certificate, &authority).unwrap());
+        self.renewals.fetch_add(1, Ordering::SeqCst);
+        Ok(Response::new(v1::Installed {}))
+    }
+
+    async fn dismiss(&self, request: Request<v1::Dismissal>) -> Result<Response<v1::Dismissed>, Status> {
+        let v1::Dismissal { why, for_good } = request.into_inner();
+        self.dismissals.lock().unwrap().push(why.clone());
+        self.member()?.dismiss(Dismissed { why, for_good });
+        Ok(Response::new(v1::Dismissed {}))
     }
 
     type RunTaskStream = Events;
 
     async fn run_task(&self, request: Request<Streaming<v1::ToTask>>) -> Result<Response<Events>, Status> {
         let mut down = request.into_inner();
-        let first = down.message().await?.and_then(|message| message.message);
-        let Some(Message::Order(order)) = first else {
-            return Err(Status::invalid_argument("the first message must be the order"));
+        let order = match down.message().await?.and_then(|message| message.message) {
+            Some(Message::Order(order)) => order,
+            Some(Message::Attach(attach)) => {
+                self.attached.lock().unwrap().push(attach.clone());
+                let known = self.desk.lock().unwrap().get(&attach.task_id).cloned();
+                let known = known.ok_or_else(|| Status::not_found("there is no such task"))?;
+                return Ok(Response::new(Box::pin(known.listened(down, attach.after_seq))));
+            }
+            _ => return Err(Status::invalid_argument("the first message must be the order")),
         };
         self.orders.lock().unwrap().push(order.clone());
         let (tx, rx) = mpsc::channel(64);
-        let fake = self.clone();
-        tokio::spawn(async move { fake.play(order, down, tx).await });
+        let (words, heard) = mpsc::channel(64);
+        let (fake, id, remembers) = (self.clone(), order.task_id.clone(), self.script.lock().unwrap().remembers);
+        tokio::spawn(async move { fake.play(order, heard, tx).await });
+        if remembers {
+            let known = Remembered::new(words, rx);
+            self.desk.lock().unwrap().insert(id, known.clone());
+            return Ok(Response::new(Box::pin(known.listened(down, 0))));
+        }
+        tokio::spawn(passed_on(down, words));
         Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
+    }
+
+    async fn forget(&self, request: Request<v1::ForgetTask>) -> Result<Response<v1::Forgotten>, Status> {
+        self.desk.lock().unwrap().remove(&request.into_inner().task_id);
+        Ok(Response::new(v1::Forgotten {}))
+    }
+
+    type ManageServerStream = Pin<Box<dyn Stream<Item = Result<v1::ManageEvent, Status>> + Send>>;
+
+    async fn manage_server(
+        &self,
+        request: Request<v1::ManageOrder>,
+    ) -> Result<Response<Self::ManageServerStream>, Status> {
+        let events = self.machine.manage(request.into_inner()).await;
+        Ok(Response::new(Box::pin(tokio_stream::iter(events.into_iter().map(Ok)))))
     }
 
     type RecoverStream = Events;
@@ -288,7 +389,9 @@ impl Proxy for Fake {
         if qemu.sockets_dir.contains("missing") {
             return Err(Status::not_found(format!("{} is not there", qemu.sockets_dir)));
         }
+        let agents = self.agents.lock().unwrap();
         let entry = |name: &String| v1::VmEntry {
+            addresses: agents.get(name).cloned().unwrap_or_default(),
             name: name.clone(),
             state: "running".into(),
             disks: vec!["disk0".into()],
@@ -303,12 +406,31 @@ impl Fake {
     async fn play(
         &self,
         order: v1::TaskOrder,
-        mut down: Streaming<v1::ToTask>,
+        mut down: mpsc::Receiver<Message>,
         tx: mpsc::Sender<Result<v1::TaskEvent, Status>>,
     ) {
         let script = self.script.lock().unwrap().clone();
         self.world.said.store(0, Ordering::SeqCst);
         self.world.steps_said.store(0, Ordering::SeqCst);
+        if self.script.lock().unwrap().never_asks {
+            return tx.closed().await;
+        }
+        let asked = v1::TaskEvent { seq: 0, at_us: 0, event: Some(Event::LeaseAsked(v1::LeaseAsked { number: 1 })) };
+        let _ = tx.send(Ok(asked)).await;
+        loop {
+            match down.recv().await {
+                Some(Message::LeaseGranted(_)) => break,
+                Some(Message::Cancel(_)) => {
+                    let end =
+                        v1::Finished { outcome: "cancelled".into(), receipt: Some(clean()), ..Default::default() };
+                    let end = v1::TaskEvent { seq: 1, at_us: 0, event: Some(Event::Finished(end)) };
+                    return drop(tx.send(Ok(end)).await);
+                }
+                Some(_) => {}
+                None => return,
+            }
+        }
+        self.world.begun.fetch_add(1, Ordering::SeqCst);
         let mut up = Up { tx: tx.clone(), script, sent: 0, world: self.world.clone() };
         let cancelled = tokio::select! {
             done = self.steps(&order, &mut up) => match done {
@@ -338,15 +460,13 @@ impl Fake {
     }
 
     /// True for a cancellation, false when the server is gone.
-    async fn cancellation(&self, down: &mut Streaming<v1::ToTask>) -> bool {
+    async fn cancellation(&self, down: &mut mpsc::Receiver<Message>) -> bool {
         loop {
-            match down.message().await {
-                Ok(Some(v1::ToTask { message: Some(Message::Cancel(_)) })) => return true,
-                Ok(Some(v1::ToTask { message: Some(Message::StopIndex(stop)) })) => {
-                    self.world.index_stops.lock().unwrap().push(stop.reason);
-                }
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => return false,
+            match down.recv().await {
+                Some(Message::Cancel(_)) => return true,
+                Some(Message::StopIndex(stop)) => self.world.index_stops.lock().unwrap().push(stop.reason),
+                Some(_) => {}
+                None => return false,
             }
         }
     }
@@ -418,7 +538,7 @@ impl Fake {
                 let mut ended = v1::IndexEnded { complete: true, began_us: 1, ended_us: 2, ..Default::default() };
                 for compressed in up.script.listing.clone() {
                     ended.frames += 1;
-                    sent(up.event(Event::IndexFrame(v1::IndexFrame { compressed })).await)?;
+                    sent(up.event(Event::IndexFrame(v1::IndexFrame { compressed, number: ended.frames })).await)?;
                 }
                 sent(up.event(Event::IndexEnded(ended)).await)?;
             }
@@ -450,21 +570,21 @@ impl Fake {
     }
 
     /// At rest until the caller is done or silent.
-    async fn hold(&self, down: &mut Streaming<v1::ToTask>, up: &mut Up) -> v1::Finished {
+    async fn hold(&self, down: &mut mpsc::Receiver<Message>, up: &mut Up) -> v1::Finished {
         let facts = [("LULL_VM".to_string(), "db".to_string())].into_iter().collect();
         up.event(Event::HoldReady(v1::HoldReady { facts })).await;
         let silence = Duration::from_millis(up.script.hold_silence_ms.max(1));
         let outcome = loop {
             let message = if up.script.hold_silence_ms == 0 {
-                Ok(down.message().await)
+                Ok(down.recv().await)
             } else {
-                tokio::time::timeout(silence, down.message()).await
+                tokio::time::timeout(silence, down.recv()).await
             };
             match message {
-                Ok(Ok(Some(v1::ToTask { message: Some(Message::Renew(_)) }))) => {
+                Ok(Some(Message::Renew(_))) => {
                     self.world.renewals.fetch_add(1, Ordering::SeqCst);
                 }
-                Ok(Ok(Some(v1::ToTask { message: Some(Message::End(end)) }))) => {
+                Ok(Some(Message::End(end))) => {
                     break if end.succeeded { "success" } else { "warning" };
                 }
                 _ => break "cancelled",
@@ -474,85 +594,5 @@ impl Fake {
         let thawed = v1::Thawed { freeze_id: 1, no_gap: true, window_us: 5_000 };
         up.event(Event::Thawed(thawed)).await;
         v1::Finished { outcome: outcome.into(), receipt: Some(clean()), ..Default::default() }
-    }
-}
-
-enum Gone {
-    Dead,
-    Silent,
-}
-
-fn sent(was_sent: bool) -> Result<(), Gone> {
-    if was_sent { Ok(()) } else { Err(Gone::Silent) }
-}
-
-/// What comes with a step besides its beginning and end.
-fn beside(step: Step, script: &Script) -> Option<Event> {
-    match step {
-        Step::Connect => Some(Event::HostKeySeen(v1::HostKeySeen {
-            key: Some(v1::HostKey {
-                algorithm: "ssh-ed25519".into(),
-                fingerprint: script.host_key.clone(),
-                public_key: format!("ssh-ed25519 {}", script.host_key),
-            }),
-            first_contact: true,
-        })),
-        Step::Freeze => Some(Event::Frozen(v1::Frozen { freeze_id: 1, superblocks: 2 })),
-        Step::Thaw => Some(Event::Thawed(v1::Thawed { freeze_id: 1, no_gap: true, window_us: 12_345 })),
-        _ => None,
-    }
-}
-
-fn clean() -> v1::Receipt {
-    v1::Receipt { guest_checked: true, hypervisor_checked: true, thaw_confirmed: true, ..Default::default() }
-}
-
-/// Everything was frozen inside the window.
-/// What a backup left in the repository.
-fn files(backup: &v1::BackupWork, falls_back: Option<&str>) -> v1::RestorePointFiles {
-    let full = backup.parent.is_none() || falls_back.is_some();
-    v1::RestorePointFiles {
-        directory: format!("{}/db/{}", backup.repository_dir, backup.restore_point_id),
-        bytes: 1_000,
-        disk_bytes: 2_000,
-        disks: vec!["disk0.qcow2".into()],
-        bitmap: format!("lull-{}", backup.restore_point_id),
-        atomic: true,
-        kind: if full { "full" } else { "incremental" }.into(),
-        full_because: falls_back.map_or_else(|| backup.full_because.clone(), str::to_string),
-        read_bytes: 2_000,
-    }
-}
-
-fn evidence() -> String {
-    serde_json::json!({
-        "file_systems": [{
-            "mount_points": ["/"], "superblock": "8:1", "fs_type": "ext4",
-            "role": {"kind": "root", "applications": []}, "writable": true, "freezable": true, "excluded": false,
-            "frozen": {"kind": "attempted", "freeze": {"result": "ok"}, "thaw": {"result": "ok"}},
-            "on_snapshot": true
-        }],
-        "applications": [{"name": "PostgreSQL 15 main", "superblocks": ["8:1"], "quiesce": {"kind": "quiesced"}}],
-        "applications_searched": true,
-        "window": {"frozen_id": 1, "acknowledged_before_snapshot": true,
-            "snapshot_returned_before_thaw": true, "thawed_id": 1, "no_gap": true},
-        "snapshot": {"taken": true, "atomic": true}
-    })
-    .to_string()
-}
-
-pub fn failed(step: Step, class: FailureClass) -> v1::Finished {
-    let failure = TaskFailure {
-        step: Some(step),
-        hop: Hop::ProxyToGuest,
-        cause: format!("the script says so at {step}"),
-        remedy: "change the script".into(),
-        class,
-    };
-    v1::Finished {
-        outcome: "failed".into(),
-        failure_json: serde_json::to_string(&failure).unwrap(),
-        receipt: Some(clean()),
-        ..Default::default()
     }
 }

@@ -8,7 +8,7 @@ use lull_api::client::ClientError;
 use lull_api::infrastructure::{Host, NewCredential, NewHost, NewRepository, Repository, Vm, VmChange};
 use lull_api::job::{GuestSettings, NewJob, SavedJob};
 use lull_api::session::{EventKind, Session, SessionEvent};
-use lull_server::{CatalogPace, Clock, NotifyPace, Ready, ServerConfig};
+use lull_server::{CatalogPace, Clock, NotifyPace, ProxyPace, Ready, ServerConfig};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -57,7 +57,10 @@ impl Server {
         let config = ServerConfig {
             state_dir: state_dir.to_path_buf(),
             listen: "127.0.0.1:0".parse().unwrap(),
+            metrics_listen: Some("127.0.0.1:0".parse().unwrap()),
+            proxy_listen: Some("127.0.0.1:0".parse().unwrap()),
             proxies: fakes.iter().map(Fake::local).collect(),
+            pace: ProxyPace { return_within_ms: 1_500, gather_ms: 2_000, come_ms: 10_000 },
             clock: clock.clone(),
             notify: NotifyPace { webhook_ms: 500, pauses_ms: vec![100, 200, 300], command_ms: 1_500 },
             catalog,

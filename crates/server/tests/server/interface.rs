@@ -59,6 +59,9 @@ async fn body(response: Response) -> Problem {
 
 /// A body that is right in itself, for the paths that take one.
 fn fitting(path: &str) -> Value {
+    if path.contains("/managed-servers/{") {
+        return json!({"login": {"user": "root", "password": "x"}});
+    }
     match path.rsplit('/').next().unwrap() {
         "accept-host-key" => json!({"fingerprint": "SHA256:x"}),
         "end" => json!({"succeeded": true, "detail": "exit code 0"}),

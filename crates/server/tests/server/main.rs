@@ -1,5 +1,6 @@
 //! The server as its callers see it: a real database, real HTTP on a free port, and proxies that play a script.
 
+mod addresses;
 mod catalog;
 mod catalog_queue;
 mod chains;
@@ -10,10 +11,17 @@ mod falls_back;
 mod harness;
 mod interface;
 mod kills;
+mod licence;
+mod managed;
+mod metrics;
 mod notify;
 mod notify_tls;
 mod overrides;
+mod proxy_tier;
 mod quiesce;
+mod remote;
+mod remote_lines;
+mod remote_trust;
 mod retention;
 mod scenarios;
 mod secrecy;

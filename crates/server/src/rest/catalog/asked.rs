@@ -12,6 +12,7 @@ use lull_catalog::version::kind_of_name;
 use lull_catalog::{How, Order, PageToken, Pattern, Query, What};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// Hits of a page unless told otherwise.
@@ -56,7 +57,7 @@ pub struct Search {
 /// The names that callers use. VMs that are no longer in the infrastructure are known by their restore points.
 pub struct Known {
     names: BTreeMap<Uuid, String>,
-    vms: Vec<VmRow>,
+    vms: Arc<[VmRow]>,
     /// Newest first.
     pub points: Vec<RestorePointRow>,
 }
