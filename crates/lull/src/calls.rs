@@ -6,10 +6,14 @@ use lull_api::Client;
 use lull_api::catalog::CatalogTable;
 use lull_api::client::ClientError;
 use lull_api::infrastructure::{
-    AcceptHostKey, Credential, CredentialChange, Finding, Host, NewCredential, NewHost, NewRepository, Proxy,
-    ProxyExplanation, Repository, RepositoryScan, RestorePoint, ServerStatus, Verification, Vm, VmChange,
+    AcceptHostKey, Credential, CredentialChange, Finding, Host, HostChange, JoinToken, NewCredential, NewHost,
+    NewJoinToken, NewRepository, Proxy, ProxyChange, ProxyExplanation, Repository, RepositoryChange, RepositoryScan,
+    RestorePoint, ServerStatus, Verification, Vm, VmChange,
 };
 use lull_api::job::{Job, JobChange, NewJob, SavedJob};
+use lull_api::licence::{LicenceFile, LicenceStatus};
+use lull_api::managed::{AskHostKey, MachineCheck, ManagedServer, NewManagedServer, ServerWork, ShownHostKey};
+use lull_api::proxy_tier::{JobPreview, LoadReport};
 use lull_api::session::{HoldEnd, QuiesceRequest, Session, SessionSummary};
 use lull_api::vm_settings::{SavedVmSettings, VmSettings, VmSettingsChange};
 
@@ -38,6 +42,18 @@ pub async fn doctor(client: &Client) -> Answer<Vec<Finding>> {
     client.get("/doctor").await
 }
 
+pub async fn licence(client: &Client) -> Answer<LicenceStatus> {
+    client.get("/licence").await
+}
+
+pub async fn install_licence(client: &Client, file: &LicenceFile) -> Answer<LicenceStatus> {
+    client.post("/licence", file).await
+}
+
+pub async fn remove_licence(client: &Client) -> Answer<()> {
+    client.delete("/licence").await
+}
+
 pub async fn hosts(client: &Client) -> Answer<Vec<Host>> {
     client.get("/hosts").await
 }
@@ -52,6 +68,10 @@ pub async fn add_host(client: &Client, host: &NewHost) -> Answer<Host> {
 
 pub async fn remove_host(client: &Client, host: &str) -> Answer<()> {
     client.delete(&format!("/hosts/{}", segment(host))).await
+}
+
+pub async fn change_host(client: &Client, host: &str, change: &HostChange) -> Answer<Host> {
+    client.patch(&format!("/hosts/{}", segment(host)), change).await
 }
 
 pub async fn rescan_host(client: &Client, host: &str) -> Answer<Host> {
@@ -91,8 +111,34 @@ pub async fn explain_proxy(client: &Client, vm: &str, job: Option<&str>) -> Answ
     client.get(&format!("/vms/{}/proxy-explain{query}", segment(vm))).await
 }
 
+pub async fn managed_servers(client: &Client) -> Answer<Vec<ManagedServer>> {
+    client.get("/managed-servers").await
+}
+
+pub async fn managed_server(client: &Client, name: &str) -> Answer<ManagedServer> {
+    client.get(&format!("/managed-servers/{}", segment(name))).await
+}
+
+pub async fn machine_host_key(client: &Client, ask: &AskHostKey) -> Answer<ShownHostKey> {
+    client.post("/managed-servers/host-key", ask).await
+}
+
+/// Takes as long as the program needs to get there.
+pub async fn check_machine(client: &Client, new: &NewManagedServer) -> Answer<MachineCheck> {
+    client.post_and_wait("/managed-servers/check", new).await
+}
+
+/// See [`check_machine`].
+pub async fn check_managed_server(client: &Client, name: &str, work: &ServerWork) -> Answer<MachineCheck> {
+    client.post_and_wait(&format!("/managed-servers/{}/check", segment(name)), work).await
+}
+
 pub async fn proxies(client: &Client) -> Answer<Vec<Proxy>> {
     client.get("/proxies").await
+}
+
+pub async fn change_proxy(client: &Client, name: &str, change: &ProxyChange) -> Answer<Proxy> {
+    client.patch(&format!("/proxies/{}", segment(name)), change).await
 }
 
 pub async fn credentials(client: &Client) -> Answer<Vec<Credential>> {
@@ -135,8 +181,24 @@ pub async fn remove_repository(client: &Client, name: &str) -> Answer<()> {
     client.delete(&format!("/repositories/{}", segment(name))).await
 }
 
+pub async fn change_repository(client: &Client, name: &str, change: &RepositoryChange) -> Answer<Repository> {
+    client.patch(&format!("/repositories/{}", segment(name)), change).await
+}
+
 pub async fn scan_repository(client: &Client, name: &str) -> Answer<RepositoryScan> {
     client.post_and_wait(&format!("/repositories/{}/scan", segment(name)), &()).await
+}
+
+pub async fn make_join_token(client: &Client, new: &NewJoinToken) -> Answer<JoinToken> {
+    client.post("/proxies/tokens", new).await
+}
+
+pub async fn revoke_proxy(client: &Client, name: &str) -> Answer<Proxy> {
+    client.post(&format!("/proxies/{}/revoke", segment(name)), &()).await
+}
+
+pub async fn remove_proxy(client: &Client, name: &str) -> Answer<()> {
+    client.delete(&format!("/proxies/{}", segment(name))).await
 }
 
 pub async fn jobs(client: &Client) -> Answer<Vec<Job>> {
@@ -174,6 +236,16 @@ pub async fn change_vm_settings(
 
 pub async fn clear_vm_settings(client: &Client, job: &str, vm: &str) -> Answer<SavedVmSettings> {
     client.delete_and_read(&format!("/jobs/{}/vms/{}/settings", segment(job), segment(vm))).await
+}
+
+pub async fn preview_job(client: &Client, name: &str) -> Answer<JobPreview> {
+    client.get(&format!("/jobs/{}/preview", segment(name))).await
+}
+
+pub async fn proxy_load(client: &Client, proxy: Option<&str>, since: &str, bucket: Option<&str>) -> Answer<LoadReport> {
+    let proxy = proxy.map(|proxy| format!("&proxy={}", segment(proxy))).unwrap_or_default();
+    let bucket = bucket.map(|bucket| format!("&bucket={bucket}")).unwrap_or_default();
+    client.get(&format!("/proxies/load?since={}{proxy}{bucket}", segment(since))).await
 }
 
 pub async fn run_job(client: &Client, name: &str) -> Answer<Session> {

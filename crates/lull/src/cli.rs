@@ -3,7 +3,8 @@
 //! Knows nothing of how a command does its work.
 
 use crate::commands::{
-    catalog, completions, credential, host, job, proxy, quiesce, repository, restore_point, server, session, vm,
+    catalog, completions, credential, host, job, license, managed_server, proxy, quiesce, repository, restore_point,
+    server, session, vm,
 };
 use crate::connection::DEFAULT_SERVER;
 use clap::{Args, Parser, Subcommand};
@@ -89,6 +90,12 @@ pub enum Command {
     /// Guest interaction proxies, and why one is chosen.
     #[command(subcommand)]
     Proxy(proxy::ProxyCommand),
+    /// Machines of the backup infrastructure: add, check, repair, upgrade, remove.
+    #[command(subcommand)]
+    ManagedServer(managed_server::ManagedServerCommand),
+    /// The licence: show, install, remove.
+    #[command(subcommand, visible_alias = "licence")]
+    License(license::LicenseCommand),
     /// Bring a guest to rest while a command of yours runs.
     Quiesce(quiesce::QuiesceArgs),
     /// Look for what is wrong, here and at the server.

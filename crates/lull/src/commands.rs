@@ -6,8 +6,11 @@ pub mod credential;
 pub mod doctor;
 pub mod host;
 pub mod job;
+pub mod license;
+pub mod managed_server;
 pub mod notify;
 pub mod proxy;
+pub mod proxy_duty;
 pub mod quiesce;
 pub mod repository;
 pub mod restore_point;
@@ -25,6 +28,7 @@ use crate::screen::Screen;
 use crate::trouble::{self, Result, Trouble};
 use clap::Parser;
 use lull_api::Client;
+use proxy::ProxyCommand;
 use std::process::ExitCode;
 
 /// Runs the command that the arguments ask for.
@@ -67,7 +71,14 @@ fn run(cli: Cli, screen: &Screen) -> Result<u8> {
         Command::Session(command) => client_command(global, |client| session::run(client, screen, command)),
         Command::RestorePoint(command) => client_command(global, |client| restore_point::run(client, screen, command)),
         Command::Catalog(command) => client_command(global, |client| catalog::run(client, screen, command)),
-        Command::Proxy(command) => client_command(global, |client| proxy::run(client, screen, command)),
+        Command::Proxy(ProxyCommand::Here(command)) => proxy::daemon::run(global, screen, command),
+        Command::Proxy(ProxyCommand::Server(command)) => {
+            client_command(global, |client| proxy::run(client, screen, command))
+        }
+        Command::ManagedServer(command) => {
+            client_command(global, |client| managed_server::run(client, screen, command))
+        }
+        Command::License(command) => client_command(global, |client| license::run(client, screen, command)),
         Command::Quiesce(args) => wait(quiesce::run(global, screen, args)),
     }
 }

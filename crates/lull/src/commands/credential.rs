@@ -85,7 +85,7 @@ pub struct SetArgs {
 /// Login and elevation.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Login and elevation")]
-struct SecretArgs {
+pub(super) struct SecretArgs {
     /// Read the password from stdin (its first line).
     #[arg(long, conflicts_with_all = ["password_file", "key"])]
     password_stdin: bool,
@@ -94,7 +94,7 @@ struct SecretArgs {
     password_file: Option<PathBuf>,
     /// Log in with this private key (PEM or OpenSSH) in place of a password.
     #[arg(long, value_name = "FILE")]
-    key: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
     /// Read the key's passphrase from stdin.
     #[arg(long, requires = "key", conflicts_with = "passphrase_file")]
     passphrase_stdin: bool,
@@ -128,11 +128,11 @@ struct SecretArgs {
 }
 
 /// Secrets, read.
-struct Secrets {
-    password: Option<String>,
-    private_key: Option<String>,
-    passphrase: Option<String>,
-    elevation_password: Option<String>,
+pub(super) struct Secrets {
+    pub(super) password: Option<String>,
+    pub(super) private_key: Option<String>,
+    pub(super) passphrase: Option<String>,
+    pub(super) elevation_password: Option<String>,
 }
 
 /// Runs it.
@@ -202,7 +202,7 @@ fn credential_change(args: SetArgs) -> Result<CredentialChange> {
 }
 
 impl SecretArgs {
-    fn elevation(&self) -> Option<Elevation> {
+    pub(super) fn elevation(&self) -> Option<Elevation> {
         match (self.sudo, self.sudo_nopasswd, self.su) {
             (true, ..) => Some(Elevation::Sudo),
             (_, true, _) => Some(Elevation::SudoNopasswd),
@@ -212,7 +212,7 @@ impl SecretArgs {
     }
 
     /// Reads what the flags name; a password is asked for where `ask_password` says so and no flag names it.
-    fn read(&self, user: &str, ask_password: bool, ask_elevation: bool) -> Result<Secrets> {
+    pub(super) fn read(&self, user: &str, ask_password: bool, ask_elevation: bool) -> Result<Secrets> {
         self.refuse_arguments()?;
         let named = |source: &Source| *source != Source::Ask;
         let source = secrets::source(self.password_stdin, self.password_file.as_ref());

@@ -8,7 +8,7 @@ use crate::screen::Screen;
 use crate::trouble::{Result, Trouble};
 use clap::Subcommand;
 use lull_api::Client;
-use lull_api::infrastructure::NewHost;
+use lull_api::infrastructure::{HostChange, NewHost};
 use std::path::{Path, PathBuf};
 
 /// What can be done with hosts.
@@ -38,6 +38,16 @@ pub enum HostCommand {
         /// Name of the host.
         name: String,
     },
+    /// Change a host.
+    #[command(after_help = "Examples:\n  lull host set here --max-tasks 8\n  lull host set here --max-tasks unlimited")]
+    Set {
+        /// Name of the host.
+        name: String,
+        /// How many backups run at once on its VMs (4 unless set): each keeps a snapshot, which makes its guest's writes dearer, and
+        /// they share the host's disks.
+        #[arg(long, value_name = "N|unlimited", value_parser = limit)]
+        max_tasks: u32,
+    },
     /// Look again for the VMs of a host.
     Rescan {
         /// Name of the host.
@@ -61,6 +71,10 @@ pub async fn run(client: Client, screen: &Screen, command: HostCommand) -> Resul
         HostCommand::List => {
             screen.show(&calls::hosts(&client).await?, |hosts, look| infrastructure::hosts(hosts, look))?
         }
+        HostCommand::Set { name, max_tasks } => {
+            let change = HostChange { max_tasks: Some(max_tasks) };
+            screen.show(&calls::change_host(&client, &name, &change).await?, infrastructure::host)?;
+        }
         HostCommand::Rescan { name } => {
             screen.show(&calls::rescan_host(&client, &name).await?, infrastructure::host)?;
         }
@@ -73,6 +87,15 @@ pub async fn run(client: Client, screen: &Screen, command: HostCommand) -> Resul
         }
     }
     Ok(Exit::Ok)
+}
+
+/// A number of tasks at once; 0 is what the interface takes for `unlimited`.
+pub fn limit(text: &str) -> std::result::Result<u32, String> {
+    match (text, text.parse::<u32>()) {
+        ("unlimited", _) => Ok(0),
+        (_, Ok(limit @ 1..)) => Ok(limit),
+        _ => Err(format!("`{text}` is neither a number of tasks nor `unlimited`")),
+    }
 }
 
 /// The server does not know where this command was called: paths leave here absolute.

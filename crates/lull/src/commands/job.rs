@@ -8,7 +8,7 @@ use super::vm_settings::{self, VmSettingsArgs};
 use crate::calls;
 use crate::exit::{self, Exit};
 use crate::follow;
-use crate::render::{job, session};
+use crate::render::{job, proxy_tier, session};
 use crate::screen::Screen;
 use crate::trouble::{Result, Trouble};
 use clap::{Args, Subcommand};
@@ -48,6 +48,14 @@ pub enum JobCommand {
     /// the checkpoint with its timeout, indexing with its paths, and the proxy with its servers are overridden together.
     #[command(after_help = VM_SETTINGS_EXAMPLES)]
     VmSettings(Box<VmSettingsArgs>),
+    /// Which proxy would serve which VM if the job ran now and nothing else did.
+    ///
+    /// By the rules by which a run shares out its VMs. What begins at once is what would happen; the rest waits for a slot, and its
+    /// turn counts as if all tasks took equally long. Nothing is run.
+    Preview {
+        /// Name of the job.
+        name: String,
+    },
     /// List the jobs with their last results.
     List,
     /// Run a job now, and show it until it is over.
@@ -146,6 +154,7 @@ pub async fn run(client: Client, screen: &Screen, command: JobCommand) -> Result
         JobCommand::Edit(args) => edit(&client, screen, *args).await?,
         JobCommand::Show { name } => screen.show(&calls::job(&client, &name).await?, job::job)?,
         JobCommand::VmSettings(args) => vm_settings::run(&client, screen, *args).await?,
+        JobCommand::Preview { name } => screen.show(&calls::preview_job(&client, &name).await?, proxy_tier::preview)?,
         JobCommand::List => screen.show(&calls::jobs(&client).await?, |jobs, look| job::list(jobs, look))?,
         JobCommand::Run { name, watch } => {
             let started = calls::run_job(&client, &name).await?;

@@ -1,6 +1,6 @@
 //! `lull repository`: folders that backups are written to.
 
-use super::host::absolute;
+use super::host::{absolute, limit};
 use super::removed;
 use crate::calls;
 use crate::exit::Exit;
@@ -9,7 +9,7 @@ use crate::screen::Screen;
 use crate::trouble::Result;
 use clap::Subcommand;
 use lull_api::Client;
-use lull_api::infrastructure::NewRepository;
+use lull_api::infrastructure::{NewRepository, RepositoryChange};
 use std::path::PathBuf;
 
 /// What can be done with repositories.
@@ -29,6 +29,15 @@ pub enum RepositoryCommand {
     Show {
         /// Name of the repository.
         name: String,
+    },
+    /// Change a repository.
+    #[command(after_help = "Example:\n  lull repository set local --max-tasks 4")]
+    Set {
+        /// Name of the repository.
+        name: String,
+        /// How many backups are written into it at once (16 unless set).
+        #[arg(long, value_name = "N|unlimited", value_parser = limit)]
+        max_tasks: u32,
     },
     /// Read what lies in a repository and make restore points known that are not, for instance after the server's state was lost.
     ///
@@ -56,6 +65,10 @@ pub async fn run(client: Client, screen: &Screen, command: RepositoryCommand) ->
         }
         RepositoryCommand::Show { name } => {
             screen.show(&calls::repository(&client, &name).await?, infrastructure::repository)?;
+        }
+        RepositoryCommand::Set { name, max_tasks } => {
+            let change = RepositoryChange { max_tasks: Some(max_tasks) };
+            screen.show(&calls::change_repository(&client, &name, &change).await?, infrastructure::repository)?;
         }
         RepositoryCommand::Scan { name } => {
             let scan = calls::scan_repository(&client, &name).await?;

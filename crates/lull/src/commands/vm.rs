@@ -18,6 +18,7 @@ use std::net::IpAddr;
 const SET_EXAMPLES: &str = "\
 Examples:
   lull vm set shop --address 10.0.0.5 --credential root-key
+  lull vm set shop --address shop.example                           a DNS name, resolved when a proxy is chosen
   lull vm set shop --address 127.0.0.1 --connect 127.0.0.1:2222     a forwarded port
   lull vm set shop --credential ''                                  takes the credential away";
 
@@ -71,9 +72,10 @@ pub enum VmCommand {
 pub struct SetArgs {
     /// The VM, by name or HOST/VM.
     vm: String,
-    /// All addresses of the guest, in place of those before; they decide which proxies are in its network.
-    #[arg(long, value_name = "IP", value_delimiter = ',')]
-    address: Vec<IpAddr>,
+    /// All addresses or DNS names of the guest, in place of those before; they decide which proxies are in its network. '' takes them away:
+    /// then those count that the guest agent says.
+    #[arg(long, value_name = "IP|NAME", value_delimiter = ',', value_parser = address)]
+    address: Vec<String>,
     /// Where to connect to, if that is not the first address and port 22; '' takes it away.
     #[arg(long, value_name = "HOST:PORT", value_parser = connect)]
     connect: Option<String>,
@@ -117,7 +119,7 @@ pub async fn run(client: Client, screen: &Screen, command: VmCommand) -> Result<
 
 fn change(args: &SetArgs) -> Result<VmChange> {
     let change = VmChange {
-        addresses: (!args.address.is_empty()).then(|| args.address.iter().map(IpAddr::to_string).collect()),
+        addresses: (!args.address.is_empty()).then(|| args.address.clone()),
         connect: args.connect.clone(),
         credential: args.credential.clone(),
         guest_os: args.os.clone(),
@@ -158,12 +160,24 @@ async fn ask_for_key(client: &Client, screen: &Screen, vm: &str) -> Result<Strin
     }
 }
 
-fn fingerprint(text: &str) -> std::result::Result<String, String> {
+pub(super) fn fingerprint(text: &str) -> std::result::Result<String, String> {
     let hash = text.strip_prefix("SHA256:").ok_or("a fingerprint begins with SHA256:")?;
     if hash.len() != 43 || !hash.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/') {
         return Err("a SHA256 fingerprint has 43 characters after SHA256:".into());
     }
     Ok(text.to_string())
+}
+
+/// An address, a DNS name, or nothing at all.
+fn address(text: &str) -> std::result::Result<String, String> {
+    let last_part = text.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
+    let is_name = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
+        && last_part.bytes().any(|b| b.is_ascii_alphabetic());
+    if text.is_empty() || text.parse::<IpAddr>().is_ok() || is_name {
+        Ok(text.to_string())
+    } else {
+        Err(format!("`{text}` is neither an IPv4 or IPv6 address nor a DNS name"))
+    }
 }
 
 fn connect(text: &str) -> std::result::Result<String, String> {
@@ -192,6 +206,16 @@ mod tests {
         }
         for wrong in ["guest", ":22", "guest:", "guest:0", "guest:99999", "::1:22", "a b:22", "root@guest:22"] {
             assert!(connect(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_guest_has_addresses_or_dns_names() {
+        for right in ["", "10.0.0.5", "fd00::5", "shop", "shop.example"] {
+            assert_eq!(address(right).as_deref(), Ok(right));
+        }
+        for wrong in ["999.1.1.1", "10.0.0", "a b", "10.0.0.5:22", "[fd00::5]"] {
+            assert!(address(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -34,6 +34,7 @@ fn task_of<'a>(session: &'a mut Session, event: &SessionEvent) -> Option<&'a mut
                 result: None,
                 failure: None,
                 proxy: None,
+                earlier_choices: vec![],
                 steps: vec![],
                 level: None,
                 level_reasons: vec![],

@@ -31,9 +31,14 @@ pub fn host(host: &Host, look: &Look) -> String {
             ("vms", host.vms.to_string()),
             ("sockets", host.qemu_dir.clone()),
             ("fleecing", host.fleecing_dir.clone()),
+            ("at once", limit(host.max_tasks)),
             ("problem", host.problem.clone().unwrap_or_default()),
         ],
     )
+}
+
+fn limit(max_tasks: u32) -> String {
+    if max_tasks == 0 { "unlimited".into() } else { format!("at most {max_tasks} backups") }
 }
 
 /// VMs.
@@ -44,13 +49,29 @@ pub fn vms(vms: &[Vm], look: &Look) -> String {
             vm.host.clone(),
             vm.state.clone(),
             or_dash(vm.guest_os.as_deref()),
-            or_dash(Some(&vm.addresses.join(", "))),
+            or_dash(Some(&addresses(vm).join(", "))),
             or_dash(vm.connect.as_deref()),
             or_dash(vm.credential.as_deref()),
         ]
     });
     let nothing = "There is no VM yet; `lull host add NAME --qemu DIR` finds the VMs of a host.";
     table(look, &["vm", "host", "state", "os", "addresses", "connect", "credential"], rows.collect(), nothing)
+}
+
+/// What can be connected to; where names lead nowhere, the names.
+fn addresses(vm: &Vm) -> Vec<String> {
+    if vm.known_addresses.is_empty() {
+        return vm.addresses.clone();
+    }
+    vm.known_addresses.iter().map(|known| known.address.clone()).collect()
+}
+
+/// Each with who says so.
+fn with_sources(vm: &Vm) -> Vec<String> {
+    if vm.known_addresses.is_empty() {
+        return vm.addresses.clone();
+    }
+    vm.known_addresses.iter().map(|known| format!("{} ({})", known.address, known.from)).collect()
 }
 
 /// One VM.
@@ -62,7 +83,8 @@ pub fn vm(vm: &Vm, look: &Look) -> String {
             ("host", vm.host.clone()),
             ("state", vm.state.clone()),
             ("guest os", or_dash(vm.guest_os.as_deref())),
-            ("addresses", or_dash(Some(&vm.addresses.join("\n")))),
+            ("addresses", or_dash(Some(&with_sources(vm).join("\n")))),
+            ("problem", vm.address_problem.clone().unwrap_or_default()),
             ("connect", vm.connect.clone().unwrap_or_default()),
             ("credential", or_dash(vm.credential.as_deref())),
             ("host key", vm.host_key.clone().unwrap_or_else(|| "- (pinned at the first contact)".into())),
@@ -143,6 +165,7 @@ pub fn repository(repository: &Repository, look: &Look) -> String {
             ("path", repository.path.clone()),
             ("free", repository.free_bytes.map_or("-".into(), units::bytes)),
             ("restore points", repository.restore_points.to_string()),
+            ("at once", limit(repository.max_tasks)),
             ("problem", repository.problem.clone().unwrap_or_default()),
         ],
     )
@@ -192,6 +215,11 @@ pub fn findings(findings: &[Finding], look: &Look) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lull_api::infrastructure::KnownAddress;
+
+    fn known(address: &str, from: &str) -> KnownAddress {
+        KnownAddress { address: address.into(), from: from.into() }
+    }
 
     fn pg() -> Vm {
         Vm {
@@ -199,7 +227,9 @@ mod tests {
             name: "pg".into(),
             host: "local".into(),
             guest_os: None,
-            addresses: vec!["10.0.0.5".into(), "fd00::5".into()],
+            addresses: vec!["10.0.0.5".into(), "pg.example".into()],
+            known_addresses: vec![known("10.0.0.5", "by hand"), known("fd00::5", "DNS pg.example")],
+            address_problem: None,
             connect: None,
             credential: Some("root-key".into()),
             host_key: None,
@@ -225,8 +255,8 @@ vm          pg
 host        local
 state       running
 guest os    -
-addresses   10.0.0.5
-            fd00::5
+addresses   10.0.0.5 (by hand)
+            fd00::5 (DNS pg.example)
 credential  root-key
 host key    - (pinned at the first contact)
 disks       disk0

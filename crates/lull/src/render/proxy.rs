@@ -2,8 +2,11 @@
 
 use super::table::table;
 use super::text::{columns, one_line, pad, wrap};
-use super::{Look, Tone};
-use lull_api::infrastructure::{Proxy, ProxyCandidate, ProxyExplanation};
+use super::{Look, Tone, units};
+use lull_api::infrastructure::{JoinToken, Proxy, ProxyCandidate, ProxyExplanation};
+
+/// Port for proxies unless told.
+const DEFAULT_PORT: u16 = 7421;
 
 /// All proxies.
 pub fn list(proxies: &[Proxy], look: &Look) -> String {
@@ -11,8 +14,8 @@ pub fn list(proxies: &[Proxy], look: &Look) -> String {
         let name = if proxy.is_backup_server { format!("{} (backup server)", proxy.name) } else { proxy.name.clone() };
         vec![
             name,
-            proxy.state.clone(),
-            format!("{} of {}", proxy.running_tasks, proxy.slots),
+            if proxy.licensed { proxy.state.clone() } else { format!("{}, not licensed", proxy.state) },
+            format!("{} of {}{}", proxy.running_tasks, proxy.slots, proxy.slots_set.map_or("", |_| " (set)")),
             proxy.platform.clone(),
             proxy.channels.join(", "),
             proxy.networks.join(", "),
@@ -20,7 +23,34 @@ pub fn list(proxies: &[Proxy], look: &Look) -> String {
         ]
     });
     let titles = ["name", "state", "tasks", "platform", "channels", "networks", "version"];
-    table(look, &titles, rows.collect(), "There is no guest interaction proxy.")
+    let mut text = table(look, &titles, rows.collect(), "There is no guest interaction proxy.");
+    for proxy in proxies {
+        if let Some(problem) = &proxy.problem {
+            let line = format!("{}: {}", one_line(&proxy.name), one_line(problem));
+            text.push_str(&format!("{} {line}\n", look.paint(Tone::Bad, "!")));
+        }
+    }
+    text
+}
+
+/// A join token, and what to do with it.
+pub fn token(token: &JoinToken, look: &Look) -> String {
+    let whom = token.name.as_deref().map(|name| format!(" as {}", one_line(name))).unwrap_or_default();
+    let port = if token.port == DEFAULT_PORT { String::new() } else { format!(":{}", token.port) };
+    format!(
+        "{}\n\nGood for one machine{whom}, until {}. On that machine, as root:\n  \
+         lull proxy join THIS-SERVER{port} --token-file FILE   (or --token with the line above)\n  lull proxy run\n",
+        one_line(&token.token),
+        units::time(&token.expires_at, look),
+    )
+}
+
+/// A proxy that was cut off.
+pub fn revoked(proxy: &Proxy) -> String {
+    format!(
+        "{} is cut off: its certificate does not count any more, and its tasks go to other proxies.\n",
+        one_line(&proxy.name)
+    )
 }
 
 /// One line: which proxy, in which tier, and the sentence about it, without the VM's name before it.
@@ -55,11 +85,17 @@ pub fn explanation(explanation: &ProxyExplanation, look: &Look) -> String {
     if !explanation.candidates.is_empty() {
         text.push('\n');
     }
-    for line in candidates(&explanation.candidates, look, look.width) {
+    for line in against(explanation, look, look.width) {
         text.push_str(&line);
         text.push('\n');
     }
     text
+}
+
+/// The candidates, and how many more there were for each reason.
+pub fn against(explanation: &ProxyExplanation, look: &Look, width: Option<usize>) -> Vec<String> {
+    let more = explanation.more.iter().map(|more| format!("… {} more: {}", more.servers, one_line(&more.reason)));
+    candidates(&explanation.candidates, look, width).into_iter().chain(more).collect()
 }
 
 /// One line (or more, where wrapped) per candidate, best first, within `width` columns.
@@ -104,6 +140,7 @@ fn tier_meaning(tier: u8) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lull_api::infrastructure::MoreCandidates;
 
     fn candidate(name: &str, chosen: bool, tier: Option<u8>, running_tasks: u32, reason: &str) -> ProxyCandidate {
         ProxyCandidate { name: name.into(), chosen, tier, running_tasks, reason: reason.into() }
@@ -120,6 +157,7 @@ mod tests {
                 candidate("backup-server", false, Some(4), 1, "another network, and it is the backup server"),
                 candidate("win-1", false, None, 0, "offline: last heard of 12 s ago"),
             ],
+            more: vec![MoreCandidates { servers: 7, reason: "cannot: it is offline".into() }],
         }
     }
 
@@ -134,6 +172,7 @@ site-b is in the VM's network and has the fewest running tasks.
 ✓ site-b         tier 1   0 tasks  chosen
 · backup-server  tier 4   1 task   another network, and it is the backup server
 ✗ win-1                   0 tasks  offline: last heard of 12 s ago
+… 7 more: cannot: it is offline
 "
         );
         let narrow = explanation(&sample(), &Look::plain(Some(60)));
@@ -142,7 +181,7 @@ site-b is in the VM's network and has the fewest running tasks.
 
     #[test]
     fn nobody_to_choose_is_said_first() {
-        let none = ProxyExplanation { chosen: None, tier: None, candidates: vec![], ..sample() };
+        let none = ProxyExplanation { chosen: None, tier: None, candidates: vec![], more: vec![], ..sample() };
         let none = ProxyExplanation { summary: "The only proxy is offline.".into(), ..none };
         assert_eq!(explanation(&none, &Look::plain(None)), "No proxy can serve pg-demo.\nThe only proxy is offline.\n");
         assert_eq!(summary(&none), "none: The only proxy is offline.");

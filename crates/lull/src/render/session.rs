@@ -79,10 +79,22 @@ pub fn step_line(step: &Step, look: &Look, indent: usize) -> String {
 
 fn leaves(task: &Task, look: &Look, why: bool) -> Vec<Leaf> {
     let mut leaves = Vec::new();
+    for choice in &task.earlier_choices {
+        let end = match choice.ended.as_deref() {
+            Some("handed-on") => "; another proxy had to take over",
+            _ => "",
+        };
+        let at = units::clock(&choice.at, look);
+        let mut leaf = Leaf::fact("proxy before", format!("{} (at {at}){end}", proxy::summary(&choice.explanation)));
+        if why {
+            leaf.under = proxy::against(&choice.explanation, look, None);
+        }
+        leaves.push(leaf);
+    }
     if let Some(choice) = &task.proxy {
         let mut leaf = Leaf::fact("proxy", proxy::summary(choice));
         if why {
-            leaf.under = proxy::candidates(&choice.candidates, look, None);
+            leaf.under = proxy::against(choice, look, None);
         }
         leaves.push(leaf);
     }

@@ -34,7 +34,7 @@ pub fn restore_points(points: &[RestorePoint], look: &Look) -> String {
             units::bytes(point.bytes),
             or_dash(point.job.as_deref()),
             point.repository.clone(),
-            state(point),
+            state(point, look),
         ]
     });
     let titles = ["restore point", "vm", "taken", "level", "kind", "size", "job", "repository", "verified"];
@@ -60,14 +60,18 @@ pub fn restore_point(point: &RestorePoint, look: &Look) -> String {
             ("repository", point.repository.clone()),
             ("folder", point.directory.clone()),
             ("disks", point.disks.join("\n")),
-            ("verified", state(point)),
+            ("verified", state(point, look)),
         ],
     )
 }
 
 /// Whether it can be relied on, as far as known.
-fn state(point: &RestorePoint) -> String {
-    if point.removing { "being removed".into() } else { or_dash(point.verified.as_deref()) }
+fn state(point: &RestorePoint, look: &Look) -> String {
+    match point.verified.as_deref().and_then(|verified| verified.split_once(": ")) {
+        _ if point.removing => "being removed".into(),
+        Some((at, outcome)) => format!("{outcome}, {}", units::time(at, look)),
+        None => or_dash(point.verified.as_deref()),
+    }
 }
 
 /// What a verification found.

@@ -10,6 +10,7 @@ mod input;
 mod killed;
 mod login;
 mod matrix;
+mod proxies;
 mod qmp;
 mod repository;
 mod room;
@@ -35,11 +36,21 @@ pub struct Group {
 pub const GROUPS: &[Group] = &[
     Group { test: "the_whole_product_on_a_real_guest", image: "pg", scenarios: ALL },
     Group { test: "history_on_a_real_guest", image: "pg", scenarios: HISTORY },
+    Group { test: "proxies_of_their_own_on_a_real_guest", image: "pg", scenarios: PROXIES },
     Group { test: "kill_matrix_on_a_real_guest", image: "pg", scenarios: MATRIX },
     Group { test: "a_whole_job_on_a_guest_with_systemd", image: "systemd", scenarios: SYSTEMD },
     Group { test: "a_whole_job_on_a_guest_with_lvm_xfs_and_esp", image: "full", scenarios: FULL },
 ];
 
+const PROXIES: &[Scenario] = &[
+    Scenario { name: "proxy killed while the guest is frozen", play: proxies::killed_while_frozen },
+    Scenario { name: "proxy that stands still", play: proxies::stands_still },
+    Scenario { name: "server killed while a proxy has the task", play: proxies::server_killed_in_mid_task },
+    Scenario { name: "proxy revoked in mid-task", play: proxies::revoked_in_mid_task },
+    Scenario { name: "line cut for a while", play: proxies::line_cut_for_a_while },
+    Scenario { name: "slow line", play: proxies::slow_line },
+    Scenario { name: "freeze window far from the server", play: proxies::window_far_from_the_server },
+];
 const MATRIX: &[Scenario] = &[Scenario { name: "kill matrix", play: matrix::play }];
 const SYSTEMD: &[Scenario] = &[Scenario { name: "whole job, systemd", play: whole_job::systemd }];
 const FULL: &[Scenario] = &[Scenario { name: "whole job, LVM, XFS and ESP", play: whole_job::full }];

@@ -6,7 +6,7 @@ use crate::events::Events;
 use crate::guest::{Guest, files_below, key_file};
 use crate::program::{Outcome, lull, signal};
 use crate::qemu::Qmp;
-use lull_api::infrastructure::{RestorePoint, Vm};
+use lull_api::infrastructure::{Proxy, RestorePoint, Vm};
 use lull_api::session::{Session, SessionSummary, Task};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeSet;
@@ -30,6 +30,7 @@ pub struct World {
     pub guest: Guest,
     server: Option<Child>,
     listen: String,
+    proxy_listen: String,
     /// The first restore point, with its files as they were.
     first: Option<(RestorePoint, Vec<FileSeen>)>,
 }
@@ -73,7 +74,14 @@ impl World {
         started(|it| it.0 = Some(folder.clone()));
         let guest = Guest::boot(VM, folder.join("vms"), image);
         guest.wait_for_postgres();
-        let mut world = World { folder, guest, server: None, listen: "127.0.0.1:0".into(), first: None };
+        let mut world = World {
+            folder,
+            guest,
+            server: None,
+            listen: "127.0.0.1:0".into(),
+            proxy_listen: "127.0.0.1:0".into(),
+            first: None,
+        };
         world.start_server();
         let path = |name: &str| world.folder.join(name).display().to_string();
         let (vms, fleecing, repository) = (path("vms"), path("fleecing"), path("repository"));
@@ -110,7 +118,7 @@ impl World {
         assert!(self.server.is_none(), "it runs");
         let log = std::fs::File::options().create(true).append(true).open(self.folder.join("server.log")).unwrap();
         let mut child = lull()
-            .args(["--json", "server", "--listen", &self.listen, "--state-dir"])
+            .args(["--json", "server", "--listen", &self.listen, "--proxy-listen", &self.proxy_listen, "--state-dir"])
             .arg(self.folder.join("state"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -125,6 +133,12 @@ impl World {
         let ready: serde_json::Value =
             serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line:?}; see server.log"));
         self.listen = ready["url"].as_str().unwrap().trim_start_matches("http://").to_string();
+        self.proxy_listen = ready["proxy_address"].as_str().unwrap().to_string();
+    }
+
+    /// Where proxies call.
+    pub fn proxy_address(&self) -> &str {
+        &self.proxy_listen
     }
 
     pub fn signal_server(&self, with: Signal) {
@@ -262,6 +276,10 @@ impl World {
         self.guest.try_ssh("fsfreeze -u / ; fsfreeze -u /mnt/scratch; kill -CONT $(pgrep -f '[p]ostgres:'); true");
         self.start_server();
         std::thread::sleep(Duration::from_secs(1));
+        let proxies: Vec<Proxy> = self.lull(&["proxy", "list"]).ok().json();
+        for proxy in proxies.iter().filter(|proxy| !proxy.is_backup_server) {
+            self.lull(&["proxy", "revoke", &proxy.name]).ok();
+        }
         for session in 1..=self.newest_session() {
             if self.session(session).summary.state != "finished" {
                 self.lull(&["session", "cancel", &session.to_string()]);

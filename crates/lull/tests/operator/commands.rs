@@ -15,7 +15,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 /// The command makes this call with this body; its answer is shown, as text that contains `text`, and as JSON.
-fn check(args: &[&str], call: &str, body: serde_json::Value, answer: &impl Serialize, text: &str) {
+pub fn check(args: &[&str], call: &str, body: serde_json::Value, answer: &impl Serialize, text: &str) {
     let fake = Fake::start();
     fake.script.answer(call, answer);
     let output = run(&fake, args);
@@ -29,7 +29,7 @@ fn check(args: &[&str], call: &str, body: serde_json::Value, answer: &impl Seria
 }
 
 /// The command deletes this object, and says so.
-fn check_removal(args: &[&str], call: &str) {
+pub fn check_removal(args: &[&str], call: &str) {
     let fake = Fake::start();
     fake.script.answer_with(call, 204, &());
     let output = run(&fake, args);
@@ -47,6 +47,7 @@ fn host() -> Host {
         qemu_dir: "/run/vms".into(),
         fleecing_dir: "/var/fleecing".into(),
         vms: 2,
+        max_tasks: 4,
         problem: None,
     }
 }
@@ -196,6 +197,7 @@ fn repository() -> Repository {
         path: "/srv/backup".into(),
         free_bytes: Some(5 << 40),
         restore_points: 3,
+        max_tasks: 16,
         problem: None,
     }
 }
@@ -385,6 +387,8 @@ fn restore_points() {
         "3.0 GiB",
     );
     check(&["restore-point", "show", &id], &call, json!(null), &point(), "/boot/efi was synced, not frozen");
+    let known = RestorePoint { verified: Some("2026-03-01T11:59:58.5Z: sound".into()), ..point() };
+    check(&["restore-point", "list"], "GET /restore-points", json!(null), &[known], "sound, 2026-03-01 11:59:58");
     let going = RestorePoint { removing: true, ..point() };
     check(&["restore-point", "list"], "GET /restore-points", json!(null), &[going], "being removed");
     let call = format!("POST /restore-points/{id}/verify");
@@ -436,10 +440,14 @@ fn proxies() {
         platform: "linux".into(),
         is_backup_server: true,
         state: "online".into(),
+        problem: None,
+        last_heard: "2026-03-01T12:00:00Z".into(),
         version: "0.1.0".into(),
         networks: vec!["10.0.0.0/24".into()],
         channels: vec!["ssh".into()],
         slots: 2,
+        slots_set: None,
+        licensed: true,
         running_tasks: 1,
     };
     check(&["proxy", "list"], "GET /proxies", json!(null), &[proxy], "(backup server)  online  1 of 2");

@@ -4,6 +4,8 @@ mod commands;
 mod fake;
 mod follow;
 mod host_key;
+mod managed_server;
+mod proxy_tier;
 mod quiesce;
 mod run;
 mod samples;

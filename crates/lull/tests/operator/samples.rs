@@ -1,6 +1,6 @@
 //! Objects as a server would answer them.
 
-use lull_api::infrastructure::{Credential, Elevation, ProxyCandidate, ProxyExplanation, Vm};
+use lull_api::infrastructure::{Credential, Elevation, KnownAddress, ProxyCandidate, ProxyExplanation, Vm};
 use lull_api::session::{EventKind, Failure, Receipt, Session, SessionEvent, SessionSummary, Step, Task};
 use uuid::Uuid;
 
@@ -13,6 +13,8 @@ pub fn vm() -> Vm {
         host: "here".into(),
         guest_os: Some("linux".into()),
         addresses: vec!["10.0.0.5".into()],
+        known_addresses: vec![KnownAddress { address: "10.0.0.5".into(), from: "by hand".into() }],
+        address_problem: None,
         connect: None,
         credential: Some("root-key".into()),
         host_key: Some(format!("SHA256:{}", "a".repeat(43))),
@@ -48,6 +50,7 @@ pub fn explanation() -> ProxyExplanation {
             running_tasks: 0,
             reason: "chosen".into(),
         }],
+        more: vec![],
     }
 }
 
@@ -73,6 +76,7 @@ pub fn running(kind: &str) -> Session {
             result: None,
             failure: None,
             proxy: None,
+            earlier_choices: vec![],
             steps: vec![],
             level: None,
             level_reasons: vec![],

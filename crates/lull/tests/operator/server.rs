@@ -8,7 +8,10 @@ use std::process::{Child, Command, Stdio};
 /// A server on a free port with a state folder of its own, and the line that it printed when it was ready.
 fn start(state_dir: &Path, flags: &[&str]) -> (Child, String) {
     let mut command = bare();
-    command.args(["server", "--listen", "127.0.0.1:0", "--state-dir"]).arg(state_dir).args(flags);
+    command
+        .args(["server", "--listen", "127.0.0.1:0", "--proxy-listen", "127.0.0.1:0", "--state-dir"])
+        .arg(state_dir)
+        .args(flags);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -52,8 +55,12 @@ fn an_address_that_others_reach_is_refused_and_so_is_a_taken_port() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     for (listen, why) in [("0.0.0.0:0".to_string(), "needs TLS"), (taken.local_addr().unwrap().to_string(), "in use")] {
         let mut command = bare();
-        let outcome: Outcome =
-            command.args(["server", "--listen", &listen, "--state-dir"]).arg(folder.path()).output().unwrap().into();
+        let outcome: Outcome = command
+            .args(["server", "--listen", &listen, "--proxy-listen", "none", "--state-dir"])
+            .arg(folder.path())
+            .output()
+            .unwrap()
+            .into();
         assert_eq!(outcome.code, 1, "{outcome:?}");
         assert!(outcome.stderr.contains(why), "{outcome:?}");
         assert_eq!(outcome.stdout, "");

@@ -70,7 +70,7 @@ fn a_wrong_command_line_ends_with_2_and_asks_nothing() {
         &["nonsense"][..],
         &["vm"],
         &["vm", "set", "shop"],
-        &["vm", "set", "shop", "--address", "not-an-ip"],
+        &["vm", "set", "shop", "--address", "10.0.0.256"],
         &["vm", "set", "shop", "--connect", "shop"],
         &["vm", "accept-host-key", "shop", "--fingerprint", "MD5:aa"],
         &["job", "create", "nightly"],

@@ -2,6 +2,7 @@
 
 use super::*;
 use lull_api::infrastructure::{ProxyCandidate, ProxyExplanation};
+use lull_api::proxy_tier::ProxyChoice;
 use lull_api::timing::RetryOf;
 
 fn step(step: &str, state: &str, took_us: Option<u64>, detail: &str) -> Step {
@@ -44,7 +45,9 @@ fn task() -> Task {
                     reason: "offline".into(),
                 },
             ],
+            more: vec![],
         }),
+        earlier_choices: vec![],
         steps: vec![
             step("connect", "ok", Some(41_000), "127.0.0.1:2222 as root"),
             step("freeze", "ok", Some(2_100), "2 file systems"),
@@ -209,4 +212,22 @@ fn what_is_said_of_the_whole_session_stands_before_its_tasks() {
         text.lines().nth(1),
         Some("note: https://monitor.example was told of this session: it answered 204 No Content")
     );
+}
+
+#[test]
+fn a_proxy_that_lost_the_task_is_shown_before_the_one_that_has_it() {
+    let mut session = session(vec![task()]);
+    let mut before = session.tasks[0].proxy.clone().unwrap();
+    before.chosen = Some("site-a".into());
+    session.tasks[0].earlier_choices = vec![ProxyChoice {
+        at: "2026-03-01T11:59:47Z".into(),
+        explanation: before,
+        ended_at: Some("2026-03-01T11:59:48Z".into()),
+        ended: Some("handed-on".into()),
+    }];
+    let text = tree(&session, &Look::plain(None), true);
+    let (lost, has) = (text.find("proxy before").unwrap(), text.find("· proxy  ").unwrap());
+    assert!(lost < has, "{text}");
+    assert!(text.contains("site-a (tier 4)") && text.contains("another proxy had to take over"), "{text}");
+    assert_eq!(text.matches("✗ win-1").count(), 2, "each choice has its reasons: {text}");
 }
