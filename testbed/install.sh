@@ -1,7 +1,7 @@
 #!/bin/bash
 # install.sh: puts on this machine what Lull's build, demo and tests need. Debian 12; Ubuntu is expected to work.
 #
-#   testbed/install.sh [--for demo|test] [--check]
+#   testbed/install.sh [--for demo|fleet|test] [--check]
 #
 # Says what is missing and why before it installs anything, then installs with apt-get, without recommended packages.
 # Works as root, or as a user who may sudo. Exit: 0 all there, 1 something is missing (--check) or could not be
@@ -18,10 +18,10 @@ while [ $# -gt 0 ]; do
     --for) purpose=${2:-}; shift 2 || shift ;;
     --check) check_only=yes; shift ;;
     -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
-    *) echo "install.sh: unknown argument '$1' (known: --for demo|test, --check)" >&2; exit 2 ;;
+    *) echo "install.sh: unknown argument '$1' (known: --for demo|fleet|test, --check)" >&2; exit 2 ;;
   esac
 done
-case $purpose in demo | test) ;; *) echo "install.sh: --for takes demo or test, not '$purpose'" >&2; exit 2 ;; esac
+case $purpose in demo | fleet | test) ;; *) echo "install.sh: --for takes demo, fleet or test, not '$purpose'" >&2; exit 2 ;; esac
 
 say() { printf '%s\n' "$*"; }
 fail() { local code=$1; shift; printf 'install.sh: %s\n' "$*" >&2; exit "$code"; }
@@ -30,13 +30,14 @@ fail() { local code=$1; shift; printf 'install.sh: %s\n' "$*" >&2; exit "$code";
   fail 3 "this machine has no apt-get; Lull's testbed installs itself on Debian and Ubuntu only. Install by hand: QEMU (x86), e2fsprogs, an OpenSSH client, gcc, pkg-config, kmod, cpio, Rust."
 [ "$(dpkg --print-architecture)" = amd64 ] || fail 3 "the testbed's guests are amd64; this machine is $(dpkg --print-architecture)"
 
-# package groups: purpose | packages | why. "demo" is needed by both purposes.
+# package groups: purpose | packages | why. "demo" is needed by every purpose, "fleet" by test too.
 groups='demo|qemu-system-x86 qemu-utils|runs the guests, and makes and checks their disks
 demo|e2fsprogs kmod cpio|builds a guest: its root file system, its kernel modules, its initrd
 demo|openssh-client|logs in to the guest, and makes the key pair of the testbed
 demo|gcc libc6-dev pkg-config|links Rust programs and compiles SQLite
 demo|jq socat|reads the figures of a run, and asks QEMU itself what is left
 demo|ca-certificates|lets cargo verify the registry it downloads from
+fleet|iproute2 nftables procps|network namespaces for the sites of a fleet: bridges, routes, NAT and a packet filter inside them
 test|mmdebstrap|builds the guest that boots systemd, with its maintainer scripts run
 test|xfsprogs btrfs-progs|freeze tests on loop-mounted XFS and btrfs
 test|mount busybox-static|mounts the loop devices of the freeze tests, and is all that their emulated hosts run
@@ -60,7 +61,7 @@ installed() {
 
 missing=()
 while IFS='|' read -r for packages why; do
-  [ "$for" = demo ] || [ "$for" = "$purpose" ] || continue
+  case $for:$purpose in demo:* | fleet:test | "$purpose:$purpose") ;; *) continue ;; esac
   absent=()
   for p in $packages; do installed "$p" || absent+=("$p"); done
   [ ${#absent[@]} -eq 0 ] && continue
@@ -70,7 +71,7 @@ done <<<"$groups"
 rust=()
 if ! recent_cargo >/dev/null; then
   rust=(cargo-web rustc-web)
-  [ "$purpose" = demo ] || rust+=(rustfmt-web)
+  [ "$purpose" != test ] || rust+=(rustfmt-web)
   say "missing: ${rust[*]} (builds Lull; no cargo of Rust $rust_wanted or later was found on PATH or in ~/.cargo/bin)"
 elif [ "$purpose" = test ] && ! "$(recent_cargo)" fmt --version >/dev/null 2>&1; then
   if [ "$(recent_cargo)" = /usr/bin/cargo ]; then

@@ -1,10 +1,11 @@
 #!/bin/bash
-# selftest.sh: is a guest of the testbed what the other tests take it for?
+# selftest.sh: is the testbed what the other tests take it for?
 #
-#   testbed/selftest.sh pg|full|systemd...
+#   testbed/selftest.sh pg|full|systemd|fleet|relay...
 #
 # Boots each variant and tries every account with right and wrong secrets, sudo and su, the guest agent's freeze and
-# thaw, PostgreSQL under load, and a crash-consistent clone. Prints one line per check. Exit 1 if any failed.
+# thaw, PostgreSQL under load, and a crash-consistent clone. "fleet": sites in network namespaces, what reaches what, and
+# what is left of them (root). "relay": the slow and broken lines. Prints one line per check. Exit 1 if any failed.
 # Knows the testbed alone: it tests no part of Lull.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
@@ -15,7 +16,11 @@ need python3 qemu-img ssh
 dir=$LULL_TESTBED/selftest.$$
 name=''
 mkdir -p "$dir"
-cleanup() { "$vm" stop --all --dir "$dir" 2>/dev/null || true; rm -rf "$dir"; }
+cleanup() {
+  "$vm" stop --all --dir "$dir" 2>/dev/null || true
+  for f in "$dir"/fleet*; do [ ! -d "$f" ] || "$here/fleet.sh" down --dir "$f"; done
+  rm -rf "$dir"
+}
 trap cleanup EXIT
 
 failed=0
@@ -142,8 +147,79 @@ systemd_traits() {
   check "the shell's profile is noisy" yes "$(by_key root true | grep -q . && echo yes)"
 }
 
-[ $# -gt 0 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+# Whose banner comes from there, or the reason why none came.
+banner() { # FLEET PLACE ADDRESS
+  local seen
+  seen=$("$here/fleet.sh" exec --dir "$1" "$2" timeout 3 bash -c "exec 3<>/dev/tcp/$3/22 && head -c 4 <&3" 2>&1 || true)
+  case $seen in *SSH-*) echo SSH- ;; *unreachable* | *'No route'*) echo unreachable ;; *refused*) echo refused ;; *) echo silence ;; esac
+}
+ours() { # FOLDER: QEMU processes whose disks lie there
+  local p n=0
+  for p in /proc/[0-9]*/cmdline; do
+    if { tr '\0' '\n' <"$p"; } 2>/dev/null | grep -q "^driver=file,filename=$1/"; then n=$((n + 1)); fi
+  done
+  echo "$n"
+}
+fleet() {
+  local a=$dir/fleet-a b=$dir/fleet-b f=$here/fleet.sh g up i seen
+  "$f" up --dir "$a" --guests 6
+  check "six guests are up" 6 "$("$f" status --dir "$a" --json | jq '[.[] | select(.kind == "guest" and .pid)] | length')"
+  check "each has its own name and host key" "vm101 vm102 vm201 vm202 vm301 vm401 6" "$(
+    # shellcheck disable=SC2016 # the guest expands
+    for g in vm101 vm102 vm201 vm202 vm301 vm401; do "$f" ssh --dir "$a" "$g" 'echo "$(hostname) $(cut -d " " -f 2 /etc/ssh/ssh_host_ed25519_key.pub)"'; done |
+      awk '{ names = names $1 " "; keys[$2] } END { print names length(keys) }')"
+  check "a proxy reaches a guest of its site" SSH- "$(banner "$a" p11 10.80.1.101)"
+  check "by IPv6 too" SSH- "$(banner "$a" p11 fd80:0:0:1::101)"
+  check "a site with two networks: both" "SSH- SSH-" "$(banner "$a" p22 10.80.2.101) $(banner "$a" p22 fd80:0:0:20::102)"
+  check "a proxy of another site reaches it through its router" SSH- "$(banner "$a" p31 10.80.20.102)"
+  check "so does the server" SSH- "$(banner "$a" server 10.80.3.101)"
+  check "the site behind NAT reaches the others" SSH- "$(banner "$a" p41 10.80.1.101)"
+  check "and its own" SSH- "$(banner "$a" p41 10.80.4.101)"
+  check "nobody knows a way into it" "unreachable unreachable" "$(banner "$a" server 10.80.4.101) $(banner "$a" p11 fd80:0:0:4::101)"
+  "$f" exec --dir "$a" server ip route add 10.80.4.0/24 via 10.80.0.14
+  check "and its router lets none in" silence "$(banner "$a" server 10.80.4.101)"
+  check "nothing leads out of a fleet" 0 "$("$f" exec --dir "$a" server ip route show default | wc -l)"
+  check "and this machine has no line into it" 0 "$(ip -o addr show | grep -c ' 10\.80\.')"
+  for g in vm101 p22 site3; do "$f" cut --dir "$a" "$g"; done
+  check "a cut line swallows: guest, proxy with two networks, site" "silence silence silence silence" \
+    "$(banner "$a" p11 10.80.1.101) $(banner "$a" p22 10.80.2.101) $(banner "$a" p22 10.80.20.102) $(banner "$a" server 10.80.3.101)"
+  check "and nothing else" "SSH- SSH-" "$(banner "$a" p21 10.80.20.102) $(banner "$a" p31 10.80.3.101)"
+  for g in vm101 p22 site3; do "$f" heal --dir "$a" "$g"; done
+  check "a mended one works" "SSH- SSH- SSH-" "$(banner "$a" p11 10.80.1.101) $(banner "$a" p22 10.80.20.102) $(banner "$a" server 10.80.3.101)"
+  "$f" stop --dir "$a" vm101
+  check "a guest that is off does not answer" unreachable "$(banner "$a" p11 10.80.1.101 | sed 's/silence/unreachable/')"
+  "$f" boot --dir "$a" vm101
+  check "and answers when it was booted again" SSH- "$(banner "$a" p11 10.80.1.101)"
+  check "a fleet is made once" refused "$("$f" up --dir "$a" --guests 0 >/dev/null 2>&1 || echo refused)"
+
+  "$f" up --dir "$b" --guests 4 >/dev/null 2>&1 &
+  up=$!
+  for ((i = 0; i < 300; i++)); do [ "$(ours "$b")" -lt 2 ] || break; sleep 0.1; done
+  kill -9 "$up"
+  wait "$up" 2>/dev/null || true
+  sleep 300 & # a process of nobody's
+  up=$!
+  check "two fleets stand side by side" "1 1" "$("$f" list | grep -cxF "$(namespaces "$a")	$a") $("$f" list | grep -cxF "$(namespaces "$b")	$b")"
+  "$f" down --dir "$b"
+  check "what a killed 'up' left is taken down" "0 0" "$(ours "$b") $("$f" list | grep -c "	$b\$")"
+  check "the other one is untouched" "SSH- 6" "$(banner "$a" p11 10.80.1.101) $(ours "$a")"
+  seen=$(namespaces "$a")
+  "$f" exec --dir "$a" p11 sleep 300 &
+  "$f" down --dir "$a"
+  wait $! 2>/dev/null || true
+  check "nothing is left of it: processes, namespaces, sockets" "0 0 0" "$(ours "$a") $(find /run/netns -name "$seen-*" 2>/dev/null | wc -l) $(find "$a" -type s | wc -l)"
+  check "it ended nobody else's process" alive "$(kill -0 "$up" && echo alive)"
+  kill "$up"
+  check "down again is fine" fine "$("$f" down --dir "$a" && echo fine)"
+}
+namespaces() { echo "lull-fleet-$(printf %s "$(readlink -m "$1")" | sha256sum | cut -c 1-8)"; } # FOLDER
+
+[ $# -gt 0 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 for variant in "$@"; do
+  case $variant in
+    fleet) echo fleet; fleet; continue ;;
+    relay) echo relay; "$here/relay_selftest.py" || failed=$((failed + 1)); continue ;;
+  esac
   echo "guest $variant"
   image=$("$here/guest/build.sh" "$variant")
   name=$variant

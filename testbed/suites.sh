@@ -15,6 +15,7 @@ suite scripts -    'shell and Python scripts parse; shellcheck finds nothing'   
 suite layers  -    'dependency rule, forgotten tests, paths named in documents'      cargo run --quiet --package xtask -- check
 suite licences -   'licences, banned crates and sources of every dependency (deny.toml)'  licences
 suite unit    -    'unit and scenario tests that need neither root nor guests'      unit_tests
+suite sim     -    'a thousand simulated fleets with bad luck of every kind: nothing frozen past its lease, no task lost or done twice'  cargo run --quiet --package lull-sim -- --seeds 1000
 suite guests  root,guests 'the guests of the testbed are what other suites take them for'  testbed/selftest.sh pg full systemd
 suite freeze-loop root     'freeze, thaw and scripts of the component on loop-mounted file systems' rust_target lull-runtime freeze_loop -- --skip kill_matrix
 suite large-tree root      'a folder of a million entries and a tree of five million, walked in 64 MiB' rust_target lull-runtime large_tree
@@ -30,5 +31,9 @@ suite task root,guests     'whole tasks on a real guest, through the proxy'     
 suite index root,guests    'the files of a real guest, listed beside its backup'            rust_target lull-proxy real_guest_index
 suite e2e root,guests      'the lull program on a real guest with bad luck of every kind: thawed, swept, the truth told' rust_table lull e2e the_whole_product
 suite history root,guests  'day after day on a real guest: the catalog, and reboots, kills and missing disks between and within runs' rust_table lull e2e history
+suite proxies root,guests  'proxies of their own, a real guest: killed, revoked, cut off, far away, on a slow line' rust_table lull e2e proxies_of_their_own
 suite other-guests root,guests 'a whole job, its receipt and a clone that boots: guests with systemd, with LVM, XFS and ESP' rust_table lull e2e a_whole_job
+suite managed-server root,guests 'machines with and without systemd become proxies and are left as they were' rust_target lull managed_server
+suite fleet root,guests    'sites in network namespaces, slow and broken lines: what the fleet is tested on' testbed/selftest.sh relay fleet
 suite demo guests          'the one command of the README, from nothing to proof'           ./demo --check
+suite demo-fleet root,guests 'the proxy tier: twenty guests at four sites, six proxies, one killed half-way'  ./demo fleet --check

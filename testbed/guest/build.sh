@@ -3,7 +3,8 @@
 #
 #   testbed/guest/build.sh VARIANT [OUT]
 #
-#   pg       small Debian: sshd, guest agent, PostgreSQL with a pgbench database; no systemd
+#   tiny     small Debian: sshd, guest agent; no systemd, no database
+#   pg       tiny, and PostgreSQL with a pgbench database
 #   full     pg, and a second disk with an ESP (vfat), LVM with ext4 and XFS nested in it, and a bind mount
 #   systemd  Debian with systemd, udev, PAM, journald, logind, PostgreSQL, a login banner and a noisy shell profile
 #
@@ -26,7 +27,7 @@ set -euo pipefail
 . "$guest_dir/postgres.sh"
 
 variant=${1:-} out=${2:-}
-case $variant in pg | full | systemd) ;; *) sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2 ;; esac
+case $variant in tiny | pg | full | systemd) ;; *) sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2 ;; esac
 
 if [ "$(id -u)" != 0 ]; then
   command -v sudo >/dev/null || die "building a guest needs root, and there is no sudo here"
@@ -45,11 +46,12 @@ flock 9
 
 kernel=$("$guest_dir/kernel.sh" 9>&-)
 # All that makes this variant; the others' scripts are not among it.
-makers=(build.sh lib.sh kernel.sh packages.sh accounts.sh postgres.sh)
+makers=(build.sh lib.sh kernel.sh packages.sh accounts.sh)
 case $variant in
-  pg) makers+=(small-root.sh files/tinyinit) ;;
-  full) makers+=(small-root.sh files/tinyinit second-disk.sh) ;;
-  systemd) makers+=(systemd-root.sh) ;;
+  tiny) makers+=(small-root.sh files/tinyinit) ;;
+  pg) makers+=(postgres.sh small-root.sh files/tinyinit) ;;
+  full) makers+=(postgres.sh small-root.sh files/tinyinit second-disk.sh) ;;
+  systemd) makers+=(postgres.sh systemd-root.sh) ;;
 esac
 hash=$({ cd "$guest_dir"; cat "${makers[@]}" "$key.pub"; basename "$kernel"; } | sha256sum | cut -c 1-12)
 image=$LULL_TESTBED/images/$variant-$hash.qcow2

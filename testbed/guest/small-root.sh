@@ -9,12 +9,13 @@
 
 small_packages='base-files base-passwd bash coreutils dash sed grep mawk gzip tar findutils login passwd util-linux mount
   procps libc-bin libpam-modules libpam-runtime openssh-server qemu-guest-agent iproute2 sudo busybox-static kmod hostname
-  diffutils e2fsprogs postgresql'
+  diffutils e2fsprogs'
 full_packages='lvm2 dmsetup xfsprogs dosfstools fdisk'
 
 small_root() {
   local root=$1 variant=$2 work=$3 packages folder
   packages=$small_packages
+  [ "$variant" = tiny ] || packages+=' postgresql'
   [ "$variant" != full ] || packages+=" $full_packages"
   folder=$LULL_TESTBED/debs/$variant-$(printf '%s' "$packages" | sha256sum | cut -c 1-12)
   # shellcheck disable=SC2086 # a list of words
@@ -25,8 +26,10 @@ small_root() {
   real_pam "$root"
   test_accounts "$root"
   ssh_server "$root"
-  postgres_account "$root"
-  postgres_cluster "$root" "$work"
+  if [ "$variant" != tiny ]; then
+    postgres_account "$root"
+    postgres_cluster "$root" "$work"
+  fi
   install -m 755 "$guest_dir/files/tinyinit" "$root/sbin/tinyinit"
 }
 
