@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: measures Lull beside a named peer, and says whether the promised figures hold.
 //!
 //! Suggested reading order: [`figure`] (what comes out), [`statistics`], [`freeze_window`], [`ready`], [`incremental`], [`soak`],
-//! [`catalog`], [`demo`], [`walk`] (the benches), [`stage`] (what they stand on: a guest of the testbed under load and a backup server of their own). This file only
+//! [`catalog`], [`demo`], [`walk`], [`selection`], [`fleet`] (the benches), [`stage`] (what they stand on: a guest of the testbed under load and a backup server of their own). This file only
 //! chooses which benches run and prints what they found; docs/performance.md says what each figure means.
 //!
 //! Every bench removes what it started: also after an error, on Ctrl-C and on SIGTERM.
@@ -15,6 +15,7 @@ mod bare_walk;
 pub mod catalog;
 mod demo;
 mod figure;
+mod fleet;
 mod freeze_window;
 mod guest_agent;
 mod incremental;
@@ -22,6 +23,7 @@ mod lull_server;
 mod machine;
 mod ready;
 mod running;
+mod selection;
 mod soak;
 mod stage;
 mod statistics;
@@ -101,6 +103,8 @@ async fn one(bench: Bench, arguments: &Arguments) -> Result<Vec<Figure>> {
         Bench::Demo => demo::measure(arguments).await,
         Bench::Walk => walk::measure(arguments).await,
         Bench::WalkMemory => walk::measure_memory(arguments).await,
+        Bench::Selection => selection::measure(),
+        Bench::Fleet => fleet::measure(arguments).await,
     }
     .with_context(|| format!("{} could not be measured", bench.name()))
 }

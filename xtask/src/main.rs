@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 mod bench;
 mod check;
+mod license;
 
 const USAGE: &str = "usage:
   cargo xtask check                  the dependency rule, forgotten test targets, paths named in documents, form of source files
@@ -16,11 +17,12 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
         ["check"] => check::run(),
+        ["license", words @ ..] => license::run(words),
         // What the bench of the catalog measures in a process of its own.
         ["bench-step", step @ ..] => bench::catalog::step::run(step),
         ["bench", options @ ..] => return bench::run(options),
         _ => {
-            eprintln!("{USAGE}");
+            eprintln!("{USAGE}\n{}", license::USAGE);
             return ExitCode::from(2);
         }
     };

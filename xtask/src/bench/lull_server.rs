@@ -36,7 +36,8 @@ pub const SUDO_PASSWORD: &str = "sudo-password";
 /// A running backup server.
 pub struct LullServer {
     process: Running,
-    client: Client,
+    /// Of its REST interface.
+    pub client: Client,
     log: PathBuf,
     /// Restore points that are kept, the oldest first.
     chain: Vec<String>,
@@ -104,15 +105,17 @@ pub async fn binary(arguments: &Arguments) -> Result<PathBuf> {
 }
 
 impl LullServer {
-    /// Starts a server on a free port, with its state in the scene's folder.
+    /// Starts a server on a free port, with its state in the scene's folder. `proxies`: where it waits for proxies, or `none`.
     ///
     /// # Errors
     /// When it does not say where it listens within 30 s: with its last words.
-    pub async fn start(binary: &Path, scene: &Scene) -> Result<LullServer> {
+    pub async fn start(binary: &Path, scene: &Scene, proxies: &str) -> Result<LullServer> {
         let log = scene.server_log();
         let words = std::fs::File::create(&log).with_context(|| format!("creating {}", log.display()))?;
         let mut command = Command::new(binary);
-        command.args(["server", "--listen", "127.0.0.1:0", "--state-dir"]).arg(scene.state());
+        command
+            .args(["server", "--listen", "127.0.0.1:0", "--proxy-listen", proxies, "--state-dir"])
+            .arg(scene.state());
         command.stdout(words.try_clone()?).stderr(words);
         let mut process = Running::start(&mut command, "the backup server", END_GRACE)?;
         let said = tokio::time::timeout(START_LIMIT, async {
@@ -183,13 +186,33 @@ impl LullServer {
         Ok(())
     }
 
-    /// Runs the job to its end.
+    /// Runs the job `bench` to its end; see [`LullServer::run`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn run_job(&self) -> Result<Finished> {
+        self.run(JOB).await
+    }
+
+    /// Runs a job to its end.
     ///
     /// # Errors
     /// When it cannot be run or followed. That it failed is no error.
-    pub async fn run_job(&self) -> Result<Finished> {
-        let session: Session = self.client.post(&format!("/jobs/{JOB}/run"), &()).await?;
+    pub async fn run(&self, job: &str) -> Result<Finished> {
+        let session: Session = self.client.post(&format!("/jobs/{job}/run"), &()).await?;
         self.to_its_end(session).await
+    }
+
+    /// The most memory that the server ever had resident, in MiB: the kernel's own account.
+    ///
+    /// # Errors
+    /// When the server has ended.
+    pub fn memory_mib(&self) -> Result<f64> {
+        let file = format!("/proc/{}/status", self.process.id().context("the backup server has ended")?);
+        let status = std::fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        let kib: f64 = peak.context("the kernel does not tell VmHWM")?.trim().parse()?;
+        Ok(kib / 1_024.0)
     }
 
     /// Runs *Test now* on the guest to its end.

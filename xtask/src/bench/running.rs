@@ -48,6 +48,11 @@ impl Running {
         }
     }
 
+    /// Its process, while it was not waited for.
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Until it ends.
     ///
     /// # Errors

@@ -34,7 +34,7 @@ impl Stage {
         let scene = Scene::new(Testbed::of_this_checkout()?)?;
         let image = scene.testbed.image("pg").await?;
         scene.testbed.start(GUEST, &image, &scene.vms()).await?;
-        let server = LullServer::start(&binary, &scene).await?;
+        let server = LullServer::start(&binary, &scene, "none").await?;
         server.add_everything(&scene).await?;
         Ok(Stage { load: None, server, scene })
     }
@@ -117,6 +117,11 @@ impl Scene {
     /// The guests' sockets and disks.
     pub fn vms(&self) -> PathBuf {
         self.folder.join("vms")
+    }
+
+    /// Folders of hosts and proxies of a fleet.
+    pub fn hosts(&self) -> PathBuf {
+        self.folder.join("hosts")
     }
 
     /// Clones of restore points.

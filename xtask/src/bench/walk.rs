@@ -176,6 +176,8 @@ async fn walk(component: &Path, tree: &Path) -> Result<Walked> {
             FromRuntime::Reply { result, .. } => bail!("the component answered {result:?}"),
             FromRuntime::Listing(_) => sent_bytes += (header.len() + body.len()) as u64,
             FromRuntime::Hello(_) | FromRuntime::Event(_) => {}
+            FromRuntime::Held(held) => bail!("another component holds this machine: {}", held.message),
+            FromRuntime::Evicted => bail!("another component took this machine over"),
         }
     };
     let took_ms = began.elapsed().as_secs_f64() * 1_000.0;
