@@ -201,7 +201,8 @@ operator proxy load
 # --- 9. the proof ------------------------------------------------------------------------------------------------------
 heading "9. The proof"
 all() { jq -e "[.tasks[] | $2] | all" "$1" >/dev/null || { jq -r ".tasks[] | select($2 | not) | \"    \(.vm): \(.proxy.chosen), \(.result), \(.failure)\"" "$1"; return 1; }; }
-own_site() { all "$run/session.json" '(.proxy.chosen // "")[0:2] == "p" + .vm[2:3] and .proxy.tier == 1'; }
+spilled='(.proxy.summary // "" | test("had no free slot for so long"))' # as the rules have it, after 60 s; a slow machine sees it
+own_site() { all "$run/session.json" "((.proxy.chosen // \"\")[0:2] == \"p\" + .vm[2:3] and .proxy.tier == 1) or $spilled"; }
 moved() { # every guest that the killed proxy held was finished by another
   local vm
   [ -s "$run/held-at-kill" ] || return 1
@@ -256,7 +257,7 @@ prove "every guest was backed up (${#guests[@]}, by session $session)" all "$run
 prove "the job says so too" test "$job_ok" = yes
 prove "$killed was killed half-way, with tasks in its hands" test "$was_killed" = yes
 prove "$takes_over finished what $killed held" moved
-prove "every guest was served by a proxy of its own site, tier 1" own_site
+prove "every guest was served by a proxy of its own site, tier 1, but $(of_session "[.tasks[] | select($spilled)] | length") for whom none had a free slot for 60 s" own_site
 prove "site4, which nobody can enter, was served by its own proxy" test "$(of_session '[.tasks[] | select(.vm[0:3] == "vm4" and .proxy.chosen == "p41")] | length')" = 5
 prove "the server cannot reach that proxy" not_reachable
 prove "at each choice the load within the tier was even, within one" test "$uneven" -le 1

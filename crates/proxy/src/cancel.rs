@@ -53,6 +53,11 @@ impl Cancel {
         self.evicted.load(Ordering::SeqCst)
     }
 
+    /// Whether the lease has ended: whoever has the task next may be in the guest.
+    pub fn is_over(&self) -> bool {
+        self.lease.as_ref().is_some_and(|lease| lease.may() == May::Nothing)
+    }
+
     /// Whether it was cancelled for this reason.
     pub fn is_because_of(&self, reason: &str) -> bool {
         self.reason.get().is_some_and(|own| own == reason)

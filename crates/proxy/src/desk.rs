@@ -16,6 +16,7 @@ mod reach;
 pub use lease::{Clock, Lease};
 
 use crate::cancel::{Cancel, EVICTED, LEASE_RAN_OUT};
+use crate::journal;
 use crate::membership::Membership;
 use crate::metrics::ProxyMetrics;
 use crate::reporter::{Reporter, Sent};
@@ -38,6 +39,7 @@ use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::task::TaskTracker;
 use tonic::Status;
+use tracing::Instrument;
 
 /// Words of a caller who holds that may wait to be read.
 const HOLD_WORDS_WAITING_MAX: usize = 64;
@@ -82,6 +84,8 @@ struct Inner {
     running: AtomicU32,
     ending: AtomicBool,
     tasks: TaskTracker,
+    /// What belongs to a call.
+    calls: TaskTracker,
     reach: Reach,
     metrics: Arc<ProxyMetrics>,
 }
@@ -142,6 +146,7 @@ impl Desk {
             running: AtomicU32::new(0),
             ending: AtomicBool::new(false),
             tasks: TaskTracker::new(),
+            calls: TaskTracker::new(),
             reach: Reach::default(),
             metrics: Arc::default(),
         }))
@@ -178,7 +183,18 @@ impl Desk {
         self.0.reach.readable(folders).await
     }
 
-    /// Cancels every task, takes no more, and returns once all are undone.
+    /// Where work runs that belongs to a call and is cancelled with it.
+    pub fn calls(&self) -> &TaskTracker {
+        &self.0.calls
+    }
+
+    /// Returns once no such work runs: whoever ends the connections before this cancels it.
+    pub async fn calls_undone(&self) {
+        self.0.calls.close();
+        self.0.calls.wait().await;
+    }
+
+    /// Cancels every task, takes no more, and returns once all are undone, and the work of calls too.
     pub async fn end(&self, reason: &str) {
         self.0.ending.store(true, Ordering::SeqCst);
         let places: Vec<_> = self.places().values().cloned().collect();
@@ -187,6 +203,7 @@ impl Desk {
         }
         self.0.tasks.close();
         self.0.tasks.wait().await;
+        self.calls_undone().await;
     }
 
     fn places(&self) -> MutexGuard<'_, BTreeMap<Key, Arc<Place>>> {
@@ -194,7 +211,7 @@ impl Desk {
     }
 
     /// Takes an order: `work` begins when its lease is granted, and is never dropped, since it must thaw and sweep first. A panic in it
-    /// ends this task only. ALREADY_EXISTS where the desk has the task.
+    /// ends this task only. ALREADY_EXISTS where the desk has the task. What is logged of it is logged in the current span.
     pub fn take<F>(
         &self,
         task_id: &str,
@@ -235,14 +252,16 @@ impl Desk {
         place.ask();
         tokio::spawn(hear(words, place.clone(), listener.call));
         let metrics = self.0.metrics.clone();
-        tokio::spawn(async move {
-            while let Some(event) = told.recv_unheard().await {
-                metrics.observe(&event);
-                log.push(event);
+        let pass_on = async move {
+            while let Some(told) = told.recv_unheard().await {
+                metrics.observe(&told);
+                told.event.iter().for_each(journal::tell);
+                log.push(told);
             }
-        });
+        };
+        tokio::spawn(pass_on.in_current_span());
         let desk = self.clone();
-        self.0.tasks.spawn(async move { desk.attend(key, place, hands, work).await });
+        self.0.tasks.spawn(async move { desk.attend(key, place, hands, work).await }.in_current_span());
         Ok(events(listener))
     }
 

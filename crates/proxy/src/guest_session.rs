@@ -13,7 +13,7 @@ pub use index::IndexEnd;
 pub use window::{Inside, Pulse};
 
 use crate::access::{Elevation, GuestAccess, HostKey};
-use crate::cancel::{Cancel, EVICTED};
+use crate::cancel::{Cancel, EVICTED, LEASE_RAN_OUT};
 use crate::carried::Image;
 use crate::channel::{ChannelError, FailureKind, GuestChannel, Hop};
 use crate::deploy;
@@ -244,6 +244,16 @@ impl<'a> GuestSession<'a> {
         self.refused.clone().map_or(Ok(()), Err)
     }
 
+    /// The same for what is no thaw: after the lease's end nothing else is begun, since it is the next proxy's to do.
+    fn may_begin(&self) -> Result<(), ChannelError> {
+        self.may_go_on()?;
+        if self.cancel.is_over() {
+            let remedy = "see what became of the task: who has it next does what is owed";
+            return Err(ChannelError::new(Hop::Runtime, FailureKind::Evicted, LEASE_RAN_OUT, remedy));
+        }
+        Ok(())
+    }
+
     /// A new connection, unless nothing more may be done in the guest.
     async fn another_login(&mut self) -> Result<Box<dyn GuestChannel>, ChannelError> {
         self.may_go_on()?;
@@ -348,7 +358,7 @@ impl<'a> GuestSession<'a> {
 
     /// A fresh look into the guest, over the same connection or a new one.
     pub async fn look(&mut self) -> Result<receipt::GuestLook, ChannelError> {
-        self.may_go_on()?;
+        self.may_begin()?;
         if let Some(channel) = &self.channel {
             match receipt::look(channel.as_ref()).await {
                 Err(error) => self.note(&error),
@@ -381,7 +391,7 @@ impl<'a> GuestSession<'a> {
 
     /// A new component where the last one was lost: for what must run after it.
     pub async fn redeploy(&mut self) -> Result<(), ChannelError> {
-        self.may_go_on()?;
+        self.may_begin()?;
         let channel = match self.channel.take() {
             Some(channel) => channel,
             None => self.another_login().await?,

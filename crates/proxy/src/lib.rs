@@ -17,6 +17,7 @@ pub mod fake;
 pub mod ground;
 pub mod guest_session;
 pub mod join;
+mod journal;
 pub mod manage;
 pub mod membership;
 pub mod metrics;

@@ -2,14 +2,14 @@
 //!
 //! Does not know how the connection came to be: the embedded proxy gets an in-memory stream, a remote one a socket that
 //! it dialled itself. Tasks are the [`desk`](crate::desk)'s, and outlive the connection; recoveries and tests belong to their call and are
-//! cancelled when it ends.
+//! cancelled when it ends: the desk knows when they are undone.
 
 use crate::access::{BadOrder, GuestAccess};
 use crate::cancel::Cancel;
 use crate::carried::Image;
 use crate::desk::{self, Desk, Events, Hands};
 use crate::ground::{Ground, Machine};
-
+use crate::journal;
 use crate::manage::{self, Teller};
 use crate::membership::{Dismissed, Membership, MembershipError};
 use crate::order::{self, BackupSpec, TaskSpec, Work};
@@ -33,38 +33,38 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tonic::{Request, Response, Status, Streaming};
 use tower::ServiceExt;
+use tracing::Span;
 
-/// Serves `proxy-wire` on `io` until the other side closes it; recoveries and tests that still run are cancelled, and this returns once
-/// their guests are thawed and swept. Tasks go on at the desk. An error says how the connection broke.
+/// Serves `proxy-wire` on this machine's ground, on the one connection there is, until the other side closes it; recoveries and tests that
+/// still run are cancelled, and this returns once their guests are thawed and swept. Tasks go on at the desk. An error says how the
+/// connection broke.
 pub async fn serve<IO>(io: IO, desk: &Desk) -> Result<(), hyper::Error>
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    serve_on(io, desk, Arc::new(Machine)).await
+    let result = serve_on(io, desk, Arc::new(Machine)).await;
+    desk.calls_undone().await;
+    result
 }
 
-/// The same on another ground than this machine.
+/// The same on any ground, for a connection after which another one is made: it waits for nobody, since the desk's tasks wait for the
+/// next connection.
 pub async fn serve_on<IO>(io: IO, desk: &Desk, ground: Arc<dyn Ground>) -> Result<(), hyper::Error>
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let of_calls = TaskTracker::new();
-    let service = ProxyService { desk: desk.clone(), ground, of_calls: of_calls.clone() };
+    let service = ProxyService { desk: desk.clone(), ground };
     let service = ProxyServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let service = service.map_request(|request: hyper::Request<hyper::body::Incoming>| request.map(Body::new));
-    let result = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+    hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(2 * STREAM_WINDOW_BYTES)
         .serve_connection(TokioIo::new(io), TowerToHyperService::new(service))
-        .await;
-    of_calls.close();
-    of_calls.wait().await;
-    result
+        .await
 }
 
 /// Longest message from the server: an order with its settings, its scripts and its credential.
@@ -79,7 +79,6 @@ const AGENTS_AT_A_TIME: usize = 32;
 struct ProxyService {
     desk: Desk,
     ground: Arc<dyn Ground>,
-    of_calls: TaskTracker,
 }
 
 impl ProxyService {
@@ -90,7 +89,7 @@ impl ProxyService {
 
     /// Runs `work` beside the call, and streams what it tells. The work is cancelled, never dropped, when nobody listens any
     /// more: it must thaw and sweep first. A panic in it ends this piece of work only.
-    fn start<F>(&self, cancel: Cancel, work: impl FnOnce(Reporter) -> F) -> Response<Events>
+    fn start<F>(&self, span: Span, cancel: Cancel, work: impl FnOnce(Reporter) -> F) -> Response<Events>
     where
         F: Future<Output = v1::Finished> + Send + 'static,
     {
@@ -104,8 +103,8 @@ impl ProxyService {
                 cancel.cancel("the backup server's connection ended");
             })
         };
-        let of_calls = self.of_calls.clone();
-        self.of_calls.spawn(async move {
+        let of_calls = self.desk.calls().clone();
+        self.desk.calls().spawn(async move {
             let finished = match of_calls.spawn(work).await {
                 Ok(finished) => finished,
                 Err(e) => desk::broke_off(&e.to_string()),
@@ -114,7 +113,11 @@ impl ProxyService {
             listener.abort();
             drop(counted);
         });
-        Response::new(Box::pin(events))
+        Response::new(Box::pin(events.inspect(move |sent| {
+            if let Ok(v1::TaskEvent { event: Some(event), .. }) = sent {
+                span.in_scope(|| journal::tell(event));
+            }
+        })))
     }
 
     /// Which of these hosts have a folder of sockets that can be read here.
@@ -187,11 +190,17 @@ impl Proxy for ProxyService {
             Some(ToTask::Attach(attach)) => return self.desk.attach(&attach, words).map(Response::new),
             _ => return Err(Status::invalid_argument("the first message of a task is its order")),
         };
+        let session = order.session_id;
         let spec = TaskSpec::from_wire(order).map_err(|e| refuse(&e))?;
         let image = self.ground.image().map_err(|e| Status::failed_precondition(e.to_string()))?;
         let (task_id, epoch) = (spec.task_id.clone(), spec.epoch);
         let ground = self.ground.clone();
-        self.desk.take(&task_id, epoch, words, move |hands| work(ground, spec, image, hands)).map(Response::new)
+        let span = tracing::info_span!("task", session, task = task_id, epoch, vm = spec.vm_name);
+        let taken = span.in_scope(|| {
+            tracing::info!("the backup server orders a task");
+            self.desk.take(&task_id, epoch, words, move |hands| work(ground, spec, image, hands))
+        });
+        taken.map(Response::new)
     }
 
     async fn forget(&self, request: Request<v1::ForgetTask>) -> Result<Response<v1::Forgotten>, Status> {
@@ -235,7 +244,8 @@ impl Proxy for ProxyService {
         let post_script = order.post_script.map(order::owed_script);
         let image = self.ground.image().map_err(|e| Status::failed_precondition(e.to_string()))?;
         let cancel = Cancel::default();
-        Ok(self.start(cancel.clone(), |reporter| async move {
+        let span = tracing::info_span!("recovery", session = order.session_id, task = order.task_id, vm = vm_name);
+        Ok(self.start(span, cancel.clone(), |reporter| async move {
             let connector = connector.as_deref();
             let image = &image;
             let guest = Recovery {
@@ -261,7 +271,8 @@ impl Proxy for ProxyService {
         let qemu = qemu.map_err(|e| refuse(&e))?;
         let image = self.ground.image().map_err(|e| Status::failed_precondition(e.to_string()))?;
         let cancel = Cancel::default();
-        Ok(self.start(cancel.clone(), |reporter| async move {
+        let span = tracing::info_span!("test", session = order.session_id, vm = order.vm_name);
+        Ok(self.start(span, cancel.clone(), |reporter| async move {
             let connector = connector.as_deref();
             trial::run(&order.vm_name, connector, &image, qemu.as_ref(), reporter, cancel).await
         }))
@@ -278,7 +289,7 @@ impl Proxy for ProxyService {
         let order = manage::Order::from_wire(request.into_inner()).map_err(|e| refuse(&e))?;
         let (to, told) = mpsc::unbounded_channel();
         // Half an installation serves nobody: it comes to its end, or undoes itself, whoever listens.
-        self.of_calls.spawn(manage::run(order, Teller::new(to)));
+        self.desk.calls().spawn(manage::run(order, Teller::new(to)));
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(told).map(Ok))))
     }
 

@@ -214,6 +214,7 @@ async fn test_now_rehearse_and_the_list_of_vms() {
         vm_name: guest.name().into(),
         guest: Some(guest.target()),
         hypervisor: Some(guest.hypervisor(guest.folder())),
+        session_id: 1,
     };
     let mut trial = Running::listen(client.test_guest(test).await.unwrap().into_inner());
     let finished = trial.finished().await;

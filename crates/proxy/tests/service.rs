@@ -4,9 +4,10 @@
 #[allow(dead_code, reason = "each test uses its part")]
 mod embedded;
 
-use embedded::embedded;
-use lull_proxy::desk::ProxyConfig;
+use embedded::{embedded, on_line};
+use lull_proxy::desk::{Desk, ProxyConfig};
 use lull_proxy_wire::v1;
+use std::time::Duration;
 
 #[tokio::test]
 async fn a_proxy_says_who_it_is_and_ends_with_its_connection() {
@@ -17,6 +18,31 @@ async fn a_proxy_says_who_it_is_and_ends_with_its_connection() {
     assert!(description.networks.iter().all(|n| !n.starts_with("127.")), "{:?}", description.networks);
     drop(client);
     tokio::time::timeout(std::time::Duration::from_secs(5), proxy).await.expect("ends").unwrap();
+}
+
+/// A remote proxy dials again at once: the tasks at its desk wait for that, whatever a recovery still does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_ends_waits_for_nobody_and_the_desk_knows_who_works() {
+    let folder = tempfile::tempdir().unwrap();
+    // A monitor that never greets.
+    let _monitor = tokio::net::UnixListener::bind(folder.path().join("db.qmp")).unwrap();
+    let desk = Desk::new(ProxyConfig::default());
+    let (mut client, line) = on_line(&desk).await;
+    let target =
+        v1::QemuTarget { sockets_dir: folder.path().display().to_string(), vm: "db".into(), ..Default::default() };
+    let recover = v1::RecoverOrder {
+        vm_name: "db".into(),
+        hypervisor: Some(v1::HypervisorTarget { kind: Some(v1::hypervisor_target::Kind::Qemu(target)) }),
+        repository_dir: folder.path().display().to_string(),
+        ..Default::default()
+    };
+    let mut told = client.recover(recover).await.unwrap().into_inner();
+    told.message().await.unwrap().expect("it begins");
+    drop((told, client));
+    tokio::time::timeout(Duration::from_secs(5), line).await.expect("the line ended").unwrap();
+    assert_eq!(desk.running(), 1);
+    tokio::time::timeout(Duration::from_secs(120), desk.calls_undone()).await.expect("it came to its end");
+    assert_eq!(desk.running(), 0);
 }
 
 #[tokio::test]

@@ -14,8 +14,9 @@ CREATE TABLE join_tokens (
     server     TEXT REFERENCES managed_servers (id) ON DELETE CASCADE, -- an existing one that joins again
     expires_us INTEGER NOT NULL,
     used_us    INTEGER,
-    used_key   BLOB,          -- who may ask again, where the answer was lost
-    used_by    TEXT           -- name of the managed server that came of it
+    used_key   BLOB,          -- who may ask again, where the answer was lost; null as soon as that key counts no more
+    used_by    TEXT,          -- name of the managed server that came of it
+    used_server TEXT          -- its id, also when it is gone
 ) STRICT, WITHOUT ROWID;
 
 -- The number of the last event of a proxy's that is recorded, within the task's last dispatch.

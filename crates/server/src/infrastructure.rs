@@ -6,6 +6,7 @@ use crate::runner::limits;
 use crate::server::Server;
 use crate::store::StoreError;
 use crate::store::credentials::CredentialRow;
+use crate::store::duties::Duty;
 use crate::store::infrastructure::VmRow;
 use jiff::Timestamp;
 use lull_engine::dispatch::Limits;
@@ -14,6 +15,7 @@ use lull_engine::ids::{CredentialId, HostId, VmId};
 use lull_engine::infrastructure::{Credential, CredentialKind, ManagedServer, Platform, Vm};
 use lull_engine::licence::Licence;
 use lull_engine::selection::SelectionRules;
+use std::sync::PoisonError;
 
 /// What the rules are asked about, as of one moment.
 pub struct Snapshot {
@@ -49,8 +51,13 @@ pub async fn snapshot_with(server: &Server, wanted: impl Fn(&VmRow) -> bool) -> 
     server.resolver.freshen(addresses::names(vms())).await;
     let duties = server.store.server_duties().await?;
     let mut servers = server.proxies.managed_servers();
+    let drained = server.drained.lock().unwrap_or_else(PoisonError::into_inner).clone();
     for server in &mut servers {
-        duties.get(&server.id.0).copied().unwrap_or_default().apply(server);
+        let mut said = duties.get(&server.id.0).copied().unwrap_or_default();
+        if said.duty == Duty::Enabled && drained.contains(&server.id.0) {
+            said.duty = Duty::Draining;
+        }
+        said.apply(server);
     }
     Ok(Snapshot {
         servers,

@@ -9,7 +9,6 @@ use crate::proxies::ProxyLink;
 use crate::proxies::joining::{self, TOKEN_LIFE, TokenFor};
 use crate::server::Server;
 use crate::store::StoreError;
-use crate::store::duties::Duty;
 use crate::store::infrastructure::ServerRow;
 use lull_api::Problem;
 use lull_api::managed::{Machine, MachineCheck, MachineFinding, ManagedLine, ShownHostKey};
@@ -22,6 +21,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc::UnboundedSender;
+use uuid::Uuid;
 
 /// Tasks that a proxy works on have so long to end before it is touched.
 const DRAIN_MS_MAX: u64 = 3_600_000;
@@ -224,11 +224,12 @@ pub async fn check(server: &Server, reached: &Reached, is_ours: bool) -> Result<
 
 /// Makes a managed server of a machine. What was done there is undone where it fails.
 pub async fn add(server: &Arc<Server>, name: String, reached: Reached, lines: &Lines) -> Result<ServerRow, Problem> {
-    let (token, _) =
-        joining::make_token(server, TokenFor::New(Some(name.clone())), TOKEN_LIFE).await.map_err(stored)?;
+    let (token, _) = joining::make_token(server, TokenFor::New(Some(name)), TOKEN_LIFE).await.map_err(stored)?;
     let install = v1::InstallProxy { token: token.to_string(), repair: false };
     let installed = on_machine(server, &reached, Work::Install(install), lines).await;
-    let row = server.store.servers().await.map_err(stored)?.into_iter().find(|row| row.name == name);
+    // Who came with this token, and nobody else: the name may be another machine's by now.
+    let joined = server.store.token(&token.id_text()).await.map_err(stored)?.and_then(|token| token.used_server);
+    let row = server.store.servers().await.map_err(stored)?.into_iter().find(|row| Some(row.id) == joined);
     let (done, row) = match (installed, row) {
         (Ok(done), Some(row)) => (done, row),
         (installed, row) => {
@@ -352,22 +353,30 @@ async fn drained(
     lines: &Lines,
     work: impl Future<Output = Result<(), Problem>>,
 ) -> Result<(), Problem> {
-    let said = server.store.server_duties().await.map_err(stored)?.remove(&row.id).unwrap_or_default();
-    if said.duty == Duty::Enabled {
-        let mut draining = said;
-        draining.duty = Duty::Draining;
-        server.store.set_server_duty(row.id, draining).await.map_err(stored)?;
+    // Not written down: what an administrator says of it holds, whatever becomes of the work or of this process.
+    let _drain = Drain::begin(server, row.id);
+    idle(server, row, lines).await?;
+    work.await
+}
+
+/// A proxy gets no more tasks while this lives.
+struct Drain<'a> {
+    server: &'a Server,
+    proxy: Uuid,
+}
+
+impl<'a> Drain<'a> {
+    fn begin(server: &'a Server, proxy: Uuid) -> Self {
+        server.drained.lock().unwrap_or_else(PoisonError::into_inner).insert(proxy);
+        Drain { server, proxy }
     }
-    let done = match idle(server, row, lines).await {
-        Ok(()) => work.await,
-        Err(problem) => Err(problem),
-    };
-    match server.store.set_server_duty(row.id, said).await {
-        Ok(()) | Err(StoreError::Missing { .. }) => {}
-        Err(error) => return Err(stored(error)),
+}
+
+impl Drop for Drain<'_> {
+    fn drop(&mut self) {
+        self.server.drained.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.proxy);
+        self.server.wake.notify_one();
     }
-    server.wake.notify_one();
-    done
 }
 
 /// Waits until the proxy has no tasks. One that is away has none that could be waited for.

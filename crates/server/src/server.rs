@@ -65,6 +65,8 @@ pub struct Server {
     pub looking: Mutex<BTreeSet<Uuid>>,
     /// Machines that are being changed.
     pub managing: Mutex<BTreeSet<String>>,
+    /// Proxies that get no tasks while their machines are worked on.
+    pub drained: Mutex<BTreeSet<Uuid>>,
     /// Wakes the dispatcher.
     pub wake: Notify,
     /// How long the return of a proxy is waited for.

@@ -176,6 +176,7 @@ async fn assemble(
         started,
         looking: Mutex::default(),
         managing: Mutex::default(),
+        drained: Mutex::default(),
         wake: Notify::new(),
         pace: config.pace,
         notify: config.notify.clone(),

@@ -3,11 +3,14 @@
 use hyper_util::rt::TokioIo;
 use lull_engine::task_lease::TASK_LEASE_MS;
 use lull_proxy::desk::{Desk, ProxyConfig};
-use lull_proxy::service::serve;
+use lull_proxy::ground::Machine;
+use lull_proxy::service::{serve, serve_on};
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::proxy_client::ProxyClient;
 use lull_proxy_wire::v1::task_event::Event;
 use lull_proxy_wire::v1::to_task::Message;
+use std::sync::Arc;
+use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -23,6 +26,18 @@ pub async fn connected(desk: &Desk) -> (ProxyClient<Channel>, tokio::task::JoinH
     // How the connection ended is the client's business here; that `serve` returns is the test's.
     let desk = desk.clone();
     let proxy = tokio::spawn(async move { drop(serve(theirs, &desk).await) });
+    (client(ours).await, proxy)
+}
+
+/// A connection to a proxy with this desk, after which it would make another one.
+pub async fn on_line(desk: &Desk) -> (ProxyClient<Channel>, tokio::task::JoinHandle<()>) {
+    let (ours, theirs) = tokio::io::duplex(1 << 20);
+    let desk = desk.clone();
+    let line = tokio::spawn(async move { drop(serve_on(theirs, &desk, Arc::new(Machine)).await) });
+    (client(ours).await, line)
+}
+
+async fn client(ours: DuplexStream) -> ProxyClient<Channel> {
     let mut ours = Some(ours);
     let channel = Endpoint::from_static("http://proxy")
         .connect_with_connector(tower::service_fn(move |_| {
@@ -31,7 +46,7 @@ pub async fn connected(desk: &Desk) -> (ProxyClient<Channel>, tokio::task::JoinH
         }))
         .await
         .unwrap();
-    (ProxyClient::new(channel), proxy)
+    ProxyClient::new(channel)
 }
 
 /// A task under way.

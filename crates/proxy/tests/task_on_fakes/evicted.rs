@@ -40,3 +40,17 @@ async fn a_component_that_a_newer_task_killed_leaves_what_is_frozen_to_that_one(
         assert!(!played.snapshotter.holds_something && !words.contains("run this"), "{words}");
     }
 }
+
+/// Who stood still for so long that its connection is gone comes back: the script that it owes is run by whoever has the task next.
+#[tokio::test(start_paused = true)]
+async fn after_the_leases_end_nobody_goes_in_again_to_run_what_is_owed() {
+    let mut scene = Scene::default().with_scripts();
+    scene.lease_ends_at = Some("quiesce");
+    scene.behaviour.dies_at = Some("quiesce");
+    let played = scene.play().await;
+    let words = played.words();
+    assert_eq!(played.guest.scripts, [ScriptStage::PreFreeze], "{words}");
+    assert_eq!(played.logins, 1, "{words}");
+    assert!(!played.guest.frozen && !played.snapshotter.holds_something, "{words}");
+    assert!(!played.finished.receipt.as_ref().unwrap().guest_checked, "{words}");
+}

@@ -10,11 +10,13 @@ use lull_engine::consistency::{ConsistencyLevel, Evidence, assess};
 use lull_engine::failover::FailureClass;
 use lull_engine::session::TaskFailure;
 use lull_engine::settings::{ApplicationAware, GuestProcessing, Indexing};
+use lull_engine::task_lease::TASK_LEASE_MS;
 use lull_guest_wire::{RefusalKind, ScriptStage};
 use lull_hypervisor::Base;
 use lull_proxy::cancel::Cancel;
 use lull_proxy::carried::Image;
 use lull_proxy::channel::{ChannelError, FailureKind, Hop};
+use lull_proxy::desk::{Clock, Lease};
 use lull_proxy::fake::guest::{Behaviour, FakeGuest, State, Walk};
 use lull_proxy::fake::snapshotter::FakeSnapshotter;
 use lull_proxy::fake::{FakeConnector, Knobs};
@@ -23,6 +25,8 @@ use lull_proxy::reporter::Reporter;
 use lull_proxy::task::{self, Task};
 use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::task_event::Event;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -39,6 +43,8 @@ struct Scene {
     snapshotter: FakeSnapshotter,
     settings: GuestProcessing,
     cancel_at: Option<&'static str>,
+    /// The task lease has ended when this step begins.
+    lease_ends_at: Option<&'static str>,
     stop_index: Cancel,
     last_proxy: bool,
 }
@@ -61,6 +67,7 @@ impl Default for Scene {
             snapshotter: FakeSnapshotter::default(),
             settings: GuestProcessing { indexing: Some(Indexing::Disabled), ..GuestProcessing::default() },
             cancel_at: None,
+            lease_ends_at: None,
             stop_index: Cancel::default(),
             last_proxy: true,
         }
@@ -86,7 +93,13 @@ impl Scene {
         let mut connector = FakeConnector::new(guest.clone());
         (connector.first, connector.later) = (self.first, self.later);
         let (reporter, mut events) = Reporter::new();
-        let cancel = Cancel::default();
+        let now_ms = Arc::new(AtomicU64::new(0));
+        let lease = Lease::new(Clock::new({
+            let now_ms = now_ms.clone();
+            move || now_ms.load(Ordering::SeqCst)
+        }));
+        lease.granted(lease.ask(), TASK_LEASE_MS);
+        let cancel = Cancel::under(lease);
         let backup = BackupSpec {
             repository_dir: "/r".into(),
             point: "p1".into(),
@@ -116,6 +129,11 @@ impl Scene {
                     let event = event.unwrap().event.unwrap();
                     if matches!(&event, Event::StepStarted(started) if Some(started.step.as_str()) == self.cancel_at) {
                         cancel.cancel("a person asked");
+                    }
+                    if matches!(&event, Event::StepStarted(started) if Some(started.step.as_str()) == self.lease_ends_at)
+                    {
+                        now_ms.store(TASK_LEASE_MS, Ordering::SeqCst);
+                        cancel.heed_lease();
                     }
                     told.push(event);
                 }

@@ -63,7 +63,8 @@ async fn take_in(server: &Arc<Server>) -> Result<Option<Instant>, QueueError> {
     let open = server.book.open_tasks().await;
     let backups = open.iter().filter_map(|task| task.row.work.backup.as_ref());
     let being_made: BTreeSet<Uuid> = backups.map(|backup| backup.restore_point.0).collect();
-    let recorded = server.store.restore_points(None).await?;
+    let here = waiting.iter().map(|pending| pending.restore_point).chain(given_up.iter().map(|(id, _)| *id));
+    let recorded = server.store.restore_points_beside(here).await?;
     let by_id: BTreeMap<Uuid, &RestorePointRow> = recorded.iter().map(|point| (point.id, point)).collect();
     for (id, _) in given_up {
         if !by_id.contains_key(&id) {

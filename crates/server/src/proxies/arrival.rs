@@ -1,7 +1,7 @@
 //! A proxy has dialled and shown a certificate of the authority's: is it still one of ours, and the only one with this identity?
 //! Who is turned away is told why. Knows nothing of sockets.
 
-use super::heartbeat::{DESCRIBE_TIMEOUT_MS, describe, renewed};
+use super::heartbeat::{DESCRIBE_TIMEOUT_MS, describe, renewed_in_time};
 use super::line::Line;
 use super::{ProxyLink, client};
 use crate::server::Server;
@@ -44,6 +44,10 @@ where
                 // The heartbeat begins at once.
                 if let Some(old) = link.line.send_replace(Some(line)) {
                     old.cut.cancel();
+                }
+                // Who was revoked or removed since it was looked up found no line to cut.
+                if link.health().revoked {
+                    link.cut();
                 }
                 return;
             }
@@ -96,7 +100,7 @@ async fn known(server: &Arc<Server>, line: &mut Line) -> Result<Result<Arc<Proxy
         return Ok(Err(Refused { why: "it has just been removed".into(), for_good: false }));
     };
     if now > presented.until {
-        match renewed(server, &link.server, line).await {
+        match renewed_in_time(server, &link.server, line).await {
             Ok(presented) => line.presented = Some(presented),
             Err(error) => {
                 let why = format!("its certificate ran out at {} and could not be renewed: {error}", presented.until);

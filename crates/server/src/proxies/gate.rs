@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::rustls::server::Acceptor;
 
 /// More connections than this wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 4_096;
@@ -26,14 +27,13 @@ const SEND_BYTES: usize = 256 << 10;
 /// Takes connections until the server ends.
 pub async fn run(server: &Arc<Server>, listener: TcpListener, config: Arc<rustls::ServerConfig>) {
     let (connections, greetings) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), Arc::new(Semaphore::new(GREETINGS_MAX)));
-    let acceptor = TlsAcceptor::from(config);
     loop {
         let permit = connections.clone().acquire_owned().await;
         match listener.accept().await {
             Ok((connection, from)) => {
-                let (taking, acceptor, greetings) = (server.clone(), acceptor.clone(), greetings.clone());
+                let (taking, config, greetings) = (server.clone(), config.clone(), greetings.clone());
                 server.spawn(async move {
-                    take(&taking, &acceptor, &greetings, connection, from).await;
+                    take(&taking, &config, &greetings, connection, from).await;
                     drop(permit);
                 });
             }
@@ -47,7 +47,7 @@ pub async fn run(server: &Arc<Server>, listener: TcpListener, config: Arc<rustls
 
 async fn take(
     server: &Arc<Server>,
-    acceptor: &TlsAcceptor,
+    config: &Arc<rustls::ServerConfig>,
     greetings: &Semaphore,
     connection: TcpStream,
     from: SocketAddr,
@@ -57,8 +57,10 @@ async fn take(
         tracing::debug!(%error, "a connection keeps the system's buffer");
     }
     let greeted = async {
+        // Who says nothing takes nobody's place.
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), connection).await?;
         let _permit = greetings.acquire().await;
-        acceptor.accept(connection).await
+        hello.into_stream(config.clone()).await
     };
     let stream = match tokio::time::timeout(Duration::from_millis(GREETING_MS_MAX), greeted).await {
         Ok(Ok(stream)) => stream,

@@ -24,6 +24,8 @@ pub const DESCRIBE_TIMEOUT_MS: u64 = 5_000;
 /// A proxy is offline only after so many unanswered heartbeats, whatever the clock says: this process may have been
 /// stopped meanwhile.
 const MISSED_MIN: u32 = 2;
+/// Longest wait for all of a renewal.
+const RENEW_MS_MAX: u64 = 15_000;
 /// A renewal that failed is tried again after so long.
 const RENEW_AGAIN: Duration = Duration::from_secs(300);
 
@@ -66,7 +68,7 @@ async fn ask_again_and_again(server: &Arc<Server>, link: &Arc<ProxyLink>) {
                 let now = server.clock.now();
                 if let Some(line) = line.filter(|line| is_half_over(line, now) && Instant::now() >= renew_from) {
                     renew_from = Instant::now() + RENEW_AGAIN;
-                    match renewed(server, &link.server, &line).await {
+                    match renewed_in_time(server, &link.server, &line).await {
                         Ok(presented) => link.line.send_modify(|now| is_renewed(now, &line, presented)),
                         Err(error) => {
                             tracing::warn!(proxy = %link.server.name, %error, "its certificate was not renewed, and will be");
@@ -132,16 +134,14 @@ async fn take_note(server: &Arc<Server>, link: &ProxyLink, said: ProxyDescriptio
     if trouble.is_some() && before.trouble != trouble {
         tracing::warn!(proxy = %link.server.name, trouble, "the proxy gets no tasks");
     }
-    let online = trouble.is_none() && !before.revoked;
-    let changed = online != before.online || before.last_known != known;
     let (incarnation, last_heard) = (said.incarnation, Timestamp::now());
-    link.health.send_replace(Health {
-        last_known: known,
-        incarnation,
-        last_heard,
-        online,
-        trouble,
-        revoked: before.revoked,
+    let mut changed = false;
+    link.health.send_modify(|health| {
+        // As of now: it may have been revoked since it was asked.
+        let revoked = health.revoked;
+        let online = trouble.is_none() && !revoked;
+        changed = online != health.online || health.last_known != known;
+        *health = Health { last_known: known, incarnation, last_heard, online, trouble, revoked };
     });
     if changed {
         server.wake.notify_one();
@@ -160,8 +160,17 @@ fn is_renewed(now: &mut Option<Line>, then: &Line, presented: Presented) {
     }
 }
 
+/// The same for a proxy that may fall silent meanwhile.
+pub async fn renewed_in_time(server: &Arc<Server>, proxy: &ServerRow, line: &Line) -> Result<Presented, NotRenewed> {
+    let silent = || Status::deadline_exceeded(format!("no answer within {} s", RENEW_MS_MAX / 1_000));
+    match tokio::time::timeout(Duration::from_millis(RENEW_MS_MAX), renewed(server, proxy, line)).await {
+        Ok(renewed) => renewed,
+        Err(_) => Err(silent().into()),
+    }
+}
+
 /// The proxy makes a new key, and gets a certificate for it. Both its keys count until it comes with the new one.
-pub async fn renewed(server: &Arc<Server>, proxy: &ServerRow, line: &Line) -> Result<Presented, NotRenewed> {
+async fn renewed(server: &Arc<Server>, proxy: &ServerRow, line: &Line) -> Result<Presented, NotRenewed> {
     let mut client = client(line.channel.clone());
     let request = client.renew_identity(RenewRequest {}).await?.into_inner();
     let certificate = server.authority.certify(&request.der, proxy.id, server.clock.now())?;

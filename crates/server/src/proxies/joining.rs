@@ -81,6 +81,7 @@ pub async fn make_token(
         used_us: None,
         used_key: None,
         used_by: None,
+        used_server: None,
     };
     server.store.add_token(&row).await?;
     Ok((token, expires))
@@ -147,14 +148,12 @@ async fn join(server: &Arc<Server>, asked: JoinRequest) -> Result<Joined, Status
             asked.generation
         )));
     }
+    if row.used_us.is_some() && row.used_key.is_none() {
+        return Err(used_up(&row, now));
+    }
     let known = server.store.servers().await.map_err(internal)?;
     let name = row.name.clone().unwrap_or(asked.name);
-    let again = row.server.or(row
-        .used_by
-        .is_some()
-        .then(|| known.iter().find(|s| Some(&s.name) == row.used_by.as_ref()).map(|s| s.id))
-        .flatten());
-    let managed = match again {
+    let managed = match row.used_server.or(row.server) {
         Some(id) => known.into_iter().find(|known| known.id == id).ok_or_else(|| {
             Status::not_found(format!("the managed server of this token was removed meanwhile; {NEW_TOKEN}"))
         })?,
@@ -172,20 +171,14 @@ async fn join(server: &Arc<Server>, asked: JoinRequest) -> Result<Joined, Status
         error => internal(error),
     })?;
     let presented = read(&certificate).map_err(internal)?;
-    if let (Some(used_us), Some(key)) = (row.used_us, row.used_key)
-        && key != presented.key
-    {
-        let at = Timestamp::from_microsecond(used_us).unwrap_or(now);
-        let by = row.used_by.unwrap_or_default();
-        return Err(Status::unauthenticated(format!(
-            "the token was used already, at {at}, and is now the proxy {by}; {NEW_TOKEN}. If that was not you: lull proxy revoke {by}"
-        )));
+    if row.used_key.is_some_and(|key| key != presented.key) {
+        return Err(used_up(&row, now));
     }
     match server.store.join(&row.id, &managed, presented.key, us(presented.until), us(now)).await {
         Ok(true) => {}
         Ok(false) => {
             return Err(Status::unauthenticated(format!(
-                "the token was used by another machine just now; {NEW_TOKEN}"
+                "the token was used by another machine, or withdrawn, just now; {NEW_TOKEN}"
             )));
         }
         Err(StoreError::Taken { .. }) => return Err(taken(&managed.name)),
@@ -222,6 +215,15 @@ pub fn check_name(name: &str) -> Result<(), Status> {
     let what = "a managed server's name has 1 to 100 bytes, no slash, comma or control character and no blank around it, and \
                 is not load or tokens: choose another with --name";
     if good { Ok(()) } else { Err(Status::invalid_argument(what)) }
+}
+
+/// Only the machine that used it may come again, and only while the key counts that it came with.
+fn used_up(token: &TokenRow, now: Timestamp) -> Status {
+    let at = token.used_us.and_then(|us| Timestamp::from_microsecond(us).ok()).unwrap_or(now);
+    let by = token.used_by.as_deref().unwrap_or_default();
+    Status::unauthenticated(format!(
+        "the token was used already, at {at}, by the proxy {by}; {NEW_TOKEN}. If that was not you: lull proxy revoke {by}"
+    ))
 }
 
 fn taken(name: &str) -> Status {

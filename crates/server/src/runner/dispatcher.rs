@@ -107,7 +107,9 @@ async fn look(server: &Arc<Server>, told: &mut Told) -> Result<u64, StoreError> 
         .collect();
     let vms: BTreeMap<Uuid, &Vm> = infrastructure.vms.iter().map(|vm| (vm.id.0, vm)).collect();
     let mut running = Running::count(&tasks, &vms);
-    told.held_up.retain(|task, _| tasks.iter().any(|open| open.row.id == *task));
+    let open_ids: BTreeSet<Uuid> = tasks.iter().map(|open| open.row.id).collect();
+    told.held_up.retain(|task, _| open_ids.contains(task));
+    told.recovering.retain(|task| open_ids.contains(task));
     let (mut queue, mut limited) = (Vec::new(), Vec::new());
     for open in &tasks {
         let TaskState::Waiting { since, tried, .. } = &open.row.state else { continue };

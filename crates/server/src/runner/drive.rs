@@ -150,7 +150,8 @@ async fn test(
 ) -> Happening {
     let sent = Sent { epoch, guest: true, hypervisor: false, pinned: targets.pinned, job_name: None, parent: None };
     let hypervisor = Some(targets.hypervisor);
-    let order = v1::TestOrder { vm_name: row.vm_name.clone(), guest: targets.guest, hypervisor };
+    let order =
+        v1::TestOrder { vm_name: row.vm_name.clone(), guest: targets.guest, hypervisor, session_id: row.session };
     let answer = match link.client() {
         Ok(mut client) => client.test_guest(order).await,
         Err(status) => Err(status),
@@ -189,6 +190,8 @@ struct Thread<'a> {
     listing: Listing,
     /// Number of the last event that was heard.
     seq: u64,
+    /// It said that it has the order.
+    accepted: bool,
     /// The proxy was granted a lease: it may have begun.
     granted: bool,
     /// Its first step has begun.
@@ -210,6 +213,7 @@ impl<'a> Thread<'a> {
             heard,
             listing,
             seq: 0,
+            accepted: false,
             granted: false,
             begun: false,
             incarnation,
@@ -221,15 +225,18 @@ impl<'a> Thread<'a> {
         let epoch = self.sent.epoch;
         let text = format!("{} has lost the task: {cause}", self.link.server.name);
         let told = vec![EventKind::Note { level: "warning".into(), text }];
-        let lost = Happening::event(match self.granted || self.task.work.kind == SessionKind::Test {
+        // What was never granted was never begun: a proxy of its own keeps to that. The embedded one ends with this process, and no
+        // lease is counted for it; who began without a grant may have done anything.
+        let may_have_begun = self.granted || self.begun || (self.accepted && self.link.in_process);
+        let lost = Happening::event(match may_have_begun || self.task.work.kind == SessionKind::Test {
             true => TaskEvent::ProxyLost { epoch, cause },
-            // What was never granted was never begun.
             false => TaskEvent::NotDelivered { epoch, cause },
         });
         Happening { told, ..lost }
     }
 
-    async fn accepted(&self) {
+    async fn accepted(&mut self) {
+        self.accepted = true;
         let report = ProxyReport::Accepted;
         let accepted = TaskEvent::Report { epoch: self.sent.epoch, report };
         record(self.server, self.task.id, Happening::event(accepted)).await;

@@ -196,6 +196,7 @@ fn empty_order(open: &OpenTask, epoch: u64) -> v1::RecoverOrder {
         task_id: open.row.id.to_string(),
         epoch,
         vm_name: open.row.vm_name.clone(),
+        session_id: open.row.session,
         ..Default::default()
     }
 }

@@ -4,8 +4,8 @@ use super::infrastructure::ServerRow;
 use super::{Store, StoreError, json};
 use crate::trust::KeyHash;
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
 use uuid::Uuid;
 
 /// What a proxy said of itself last: what is known of it while it is away.
@@ -58,10 +58,12 @@ pub struct TokenRow {
     pub expires_us: i64,
     /// When it was used.
     pub used_us: Option<i64>,
-    /// By which key.
+    /// By which key, while that one counts.
     pub used_key: Option<KeyHash>,
-    /// What came of it.
+    /// Name of the managed server that came of it.
     pub used_by: Option<String>,
+    /// Its id. It may be gone.
+    pub used_server: Option<Uuid>,
 }
 
 const JOINED: &str = "SELECT id, name, is_backup_server, role_enabled, key, next_key, certified_until_us, revoked_us, \
@@ -102,8 +104,7 @@ impl Store {
 
     /// A token.
     pub async fn token(&self, id: &str) -> Result<Option<TokenRow>, StoreError> {
-        let sql =
-            "SELECT id, secret, name, server, expires_us, used_us, used_key, used_by FROM join_tokens WHERE id = $1";
+        let sql = "SELECT id, secret, name, server, expires_us, used_us, used_key, used_by, used_server FROM join_tokens WHERE id = $1";
         let row = sqlx::query(sql).bind(id).fetch_optional(&self.writer).await;
         let Some(row) = row.map_err(|e| self.failed("reading a join token", e))? else { return Ok(None) };
         Ok(Some(TokenRow {
@@ -115,6 +116,7 @@ impl Store {
             used_us: row.get(5),
             used_key: row.get::<Option<Vec<u8>>, _>(6).map(|key| self.key("a join token", key)).transpose()?,
             used_by: row.get(7),
+            used_server: row.get::<Option<&str>, _>(8).map(|id| self.word("a join token", id)).transpose()?,
         }))
     }
 
@@ -131,19 +133,24 @@ impl Store {
         let doing = "storing a proxy that joined";
         let mut tx = self.begin(doing).await?;
         let used = sqlx::query(
-            "UPDATE join_tokens SET used_us = $2, used_key = $3, used_by = $4 \
-             WHERE id = $1 AND (used_us IS NULL OR used_key = $3)",
+            "UPDATE join_tokens SET used_us = $2, used_key = $3, used_by = $4, used_server = $5 \
+             WHERE id = $1 AND (used_us IS NULL OR (used_key = $3 AND used_server = $5))",
         )
         .bind(token)
         .bind(now_us)
         .bind(key.to_vec())
         .bind(&server.name)
+        .bind(server.id.to_string())
         .execute(&mut *tx)
         .await
         .map_err(|e| self.failed(doing, e))?;
         if used.rows_affected() == 0 {
             return Ok(false);
         }
+        // With the keys of before, the tokens that brought them count no more.
+        let sql = "UPDATE join_tokens SET used_key = NULL WHERE used_server = $1 AND id <> $2";
+        let query = sqlx::query(sql).bind(server.id.to_string()).bind(token);
+        query.execute(&mut *tx).await.map_err(|e| self.failed(doing, e))?;
         sqlx::query(
             "INSERT INTO managed_servers (id, name, is_backup_server, role_enabled, added_us, key, certified_until_us) \
              VALUES ($1, $2, 0, 1, $3, $4, $5) \
@@ -174,27 +181,52 @@ impl Store {
         self.removed("managed server", done)
     }
 
-    /// The proxy has this key and certificate: the others do not count any more.
+    /// The proxy has this key and certificate: the others do not count any more, nor does the token that brought another one.
     pub async fn has_key(&self, server: Uuid, key: KeyHash, until_us: i64) -> Result<(), StoreError> {
+        let doing = "storing a proxy's key";
+        let mut tx = self.begin(doing).await?;
         let sql = "UPDATE managed_servers SET key = $2, next_key = NULL, certified_until_us = $3 \
                    WHERE id = $1 AND revoked_us IS NULL AND (key = $2 OR next_key = $2)";
         let query = sqlx::query(sql).bind(server.to_string()).bind(key.to_vec()).bind(until_us);
-        self.removed("managed server", query.execute(&self.writer).await)
+        self.removed("managed server", query.execute(&mut *tx).await)?;
+        let sql = "UPDATE join_tokens SET used_key = NULL WHERE used_server = $1 AND used_key <> $2";
+        let query = sqlx::query(sql).bind(server.to_string()).bind(key.to_vec());
+        query.execute(&mut *tx).await.map_err(|e| self.failed(doing, e))?;
+        self.commit_tx(tx, doing).await
     }
 
-    /// None of its keys counts any more.
+    /// None of its keys counts any more, nor does any token that was made for it or that it came with.
     pub async fn revoke(&self, server: Uuid, now_us: i64) -> Result<(), StoreError> {
+        let doing = "revoking a proxy";
+        let mut tx = self.begin(doing).await?;
         let sql = "UPDATE managed_servers SET key = NULL, next_key = NULL, certified_until_us = NULL, revoked_us = $2 \
                    WHERE id = $1 AND is_backup_server = 0";
         let query = sqlx::query(sql).bind(server.to_string()).bind(now_us);
-        self.removed("managed server", query.execute(&self.writer).await)
+        self.removed("managed server", query.execute(&mut *tx).await)?;
+        self.end_tokens(&mut tx, server, doing).await?;
+        self.commit_tx(tx, doing).await
     }
 
-    /// It is no longer in the backup infrastructure.
+    /// It is no longer in the backup infrastructure, and no token brings it back.
     pub async fn remove_server(&self, server: Uuid) -> Result<(), StoreError> {
+        let doing = "removing a managed server";
+        let mut tx = self.begin(doing).await?;
         let sql = "DELETE FROM managed_servers WHERE id = $1 AND is_backup_server = 0";
-        let done = sqlx::query(sql).bind(server.to_string()).execute(&self.writer).await;
-        self.removed("managed server", done)
+        let query = sqlx::query(sql).bind(server.to_string());
+        self.removed("managed server", query.execute(&mut *tx).await)?;
+        self.end_tokens(&mut tx, server, doing).await?;
+        self.commit_tx(tx, doing).await
+    }
+
+    async fn end_tokens(&self, tx: &mut SqliteConnection, server: Uuid, doing: &'static str) -> Result<(), StoreError> {
+        for sql in [
+            "UPDATE join_tokens SET used_key = NULL WHERE used_server = $1",
+            "DELETE FROM join_tokens WHERE server = $1 AND used_us IS NULL",
+        ] {
+            let done = sqlx::query(sql).bind(server.to_string()).execute(&mut *tx).await;
+            done.map_err(|e| self.failed(doing, e))?;
+        }
+        Ok(())
     }
 
     /// What it says of itself.

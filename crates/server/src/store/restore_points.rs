@@ -70,6 +70,20 @@ impl Store {
         rows.iter().map(|row| self.restore_point_row(row)).collect()
     }
 
+    /// These restore points, and all others of their VMs.
+    pub async fn restore_points_beside(
+        &self,
+        these: impl Iterator<Item = Uuid>,
+    ) -> Result<Vec<RestorePointRow>, StoreError> {
+        let sql = format!(
+            "{COLUMNS} WHERE vm IN (SELECT vm FROM restore_points WHERE id IN (SELECT value FROM json_each($1)))"
+        );
+        let ids: Vec<String> = these.map(|id| id.to_string()).collect();
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(json(&ids)).fetch_all(&self.readers).await;
+        let rows = rows.map_err(|e| self.failed("reading restore points", e))?;
+        rows.iter().map(|row| self.restore_point_row(row)).collect()
+    }
+
     /// Records what a verification said of each restore point, all or none. One that is gone has no outcome.
     pub async fn set_verified(&self, outcomes: &[(Uuid, String)]) -> Result<(), StoreError> {
         let doing = "recording a verification";

@@ -6,7 +6,7 @@ use crate::harness::{PATIENCE, Place, Server};
 use futures::StreamExt;
 use lull_api::Problem;
 use lull_api::client::ClientError;
-use lull_api::infrastructure::{Elevation, Proxy, ProxyChange};
+use lull_api::infrastructure::{Elevation, JoinToken, NewJoinToken, Proxy, ProxyChange};
 use lull_api::managed::{
     AskHostKey, Login, MachineCheck, ManagedLine, ManagedServer, NewManagedServer, ServerWork, ShownHostKey,
 };
@@ -16,7 +16,7 @@ use lull_proxy_wire::v1;
 use lull_proxy_wire::v1::manage_event::Event;
 use lull_proxy_wire::v1::manage_order::Work;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -28,6 +28,10 @@ pub struct FakeMachine {
     pub orders: Arc<Mutex<Vec<v1::ManageOrder>>>,
     /// The next installation fails with this sentence, after it joined.
     fails: Arc<Mutex<Option<String>>>,
+    /// Before the next installation joins, somebody joins by hand with this token.
+    overtaken_by: Arc<Mutex<Option<String>>>,
+    /// How long an upgrade takes.
+    upgrade_ms: Arc<AtomicU64>,
     /// What is installed never dials.
     stays_away: Arc<AtomicBool>,
     state: Arc<Mutex<Option<TempDir>>>,
@@ -59,16 +63,23 @@ impl FakeMachine {
             Work::Install(install) => {
                 self.end().await;
                 let (state, new) = (tempfile::tempdir().unwrap(), NewKey::make().unwrap());
+                let overtaken_by = self.overtaken_by.lock().unwrap().take();
+                if let Some(token) = overtaken_by {
+                    let key = NewKey::make().unwrap();
+                    join::join(&settings.server_address, &token.parse().unwrap(), "by hand", &key).await.unwrap();
+                }
                 let token = install.token.parse().unwrap();
-                let identity = join::join(&settings.server_address, &token, "whatever", &new).await.unwrap();
-                save(state.path(), &identity, true).unwrap();
+                let joined = join::join(&settings.server_address, &token, "whatever", &new).await;
+                let joined = joined.map(|identity| save(state.path(), &identity, true).unwrap());
                 *self.state.lock().unwrap() = Some(state);
-                match self.fails.lock().unwrap().take() {
+                let fails = self.fails.lock().unwrap().take();
+                match joined.err().map(|error| error.to_string()).or(fails) {
                     Some(why) => (done.failure, done.remedy) = (why, "mend it".into()),
                     None => self.dial(),
                 }
             }
             Work::Upgrade(_) => {
+                tokio::time::sleep(Duration::from_millis(self.upgrade_ms.load(Ordering::SeqCst))).await;
                 self.end().await;
                 self.dial();
             }
@@ -259,6 +270,17 @@ async fn an_installation_that_fails_leaves_no_managed_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_installation_that_was_overtaken_leaves_the_others_server_alone() {
+    let (_place, own, server) = begin().await;
+    let by_hand = NewJoinToken { name: Some("m1".into()), ..NewJoinToken::default() };
+    let by_hand: JoinToken = server.client.post("/proxies/tokens", &by_hand).await.unwrap();
+    *own.machine.overtaken_by.lock().unwrap() = Some(by_hand.token);
+    let (_, added) = post(&server, "/managed-servers", &machine(&server)).await;
+    assert!(added.unwrap_err().what.contains("a managed server named m1 already"));
+    assert_eq!(names(&server).await, ["backup-server", "m1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_that_does_not_come_is_removed_from_its_machine_again() {
     let (_place, own, server) = begin().await;
     own.machine.stays_away.store(true, Ordering::SeqCst);
@@ -310,11 +332,31 @@ async fn what_an_administrator_said_of_a_server_holds_after_work_on_it() {
     let change = ProxyChange { state: Some("disabled".into()), slots: None };
     let _: Proxy = server.client.patch("/proxies/m1", &change).await.unwrap();
     post(&server, "/managed-servers/m1/upgrade", &work()).await.1.unwrap();
+    becomes(&server, "disabled").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_administrator_says_of_a_server_during_work_on_it_holds() {
+    let (_place, own, server) = begin().await;
+    post(&server, "/managed-servers", &machine(&server)).await.1.unwrap();
+    becomes(&server, "online").await;
+    own.machine.upgrade_ms.store(2_000, Ordering::SeqCst);
+    let upgrade = async { post(&server, "/managed-servers/m1/upgrade", &work()).await.1.unwrap() };
+    let says = async {
+        becomes(&server, "draining").await;
+        let change = ProxyChange { state: Some("disabled".into()), slots: None };
+        let _: Proxy = server.client.patch("/proxies/m1", &change).await.unwrap();
+    };
+    tokio::join!(upgrade, says);
+    becomes(&server, "disabled").await;
+}
+
+async fn becomes(server: &Server, state: &str) {
     let since = Instant::now();
     loop {
         let proxies: Vec<Proxy> = server.client.get("/proxies").await.unwrap();
-        if proxies.iter().any(|proxy| proxy.name == "m1" && proxy.state == "disabled") {
-            break;
+        if proxies.iter().any(|proxy| proxy.name == "m1" && proxy.state == state) {
+            return;
         }
         assert!(since.elapsed() < PATIENCE, "{proxies:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -201,6 +201,19 @@ async fn a_proxy_that_accepts_and_never_answers_is_passed_over() {
     assert!(told.contains("it did not ask for the task's lease"), "{told}");
 }
 
+/// Of the backup server's own proxy no lease is counted: what it may have begun is undone, and the task does not hang.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_servers_own_proxy_that_accepts_and_never_answers_ends_the_task() {
+    let (place, own) = (Place::new(), Fake::embedded());
+    let server = Server::start(&place.state, std::slice::from_ref(&own)).await;
+    furnish(&server, &place, &["db"], GuestSettings::default()).await;
+    own.set(|script| script.never_asks = true);
+    let session = server.finished(server.run("j").await.summary.id).await;
+    assert_eq!(session.summary.result.as_deref(), Some("failed"), "{session:#?}");
+    assert!(session.tasks[0].failure.clone().unwrap().text.contains("did not ask for the task's lease"));
+    assert!(!own.recoveries().is_empty(), "it may have begun");
+}
+
 /// A relay between both sides that stops forwarding: a partition, with the connections left standing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_is_noticed_and_a_short_one_costs_nothing() {

@@ -7,7 +7,7 @@ use lull_api::infrastructure::{JoinToken, NewJoinToken, Proxy};
 use lull_proxy::membership::{Membership, NewKey, save};
 use lull_server::CatalogPace;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 async fn server() -> (Place, Server) {
@@ -26,8 +26,38 @@ async fn a_token_is_good_for_one_machine() {
     let again = join_with(&server, &made, "p1", &key).await.unwrap();
     assert_eq!(first.server_id, again.server_id);
     let why = try_join(&server, &made, "p2").await.unwrap_err();
-    assert!(why.contains("the token was used already") && why.contains("is now the proxy p1"), "{why}");
+    assert!(why.contains("the token was used already") && why.contains("by the proxy p1"), "{why}");
     assert!(why.contains("lull proxy token") && why.contains("lull proxy revoke p1"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_used_token_brings_nobody_back() {
+    let (_place, server) = server().await;
+    let joined = token(&server, NewJoinToken::default()).await;
+    let key = NewKey::make().unwrap();
+    join_with(&server, &joined, "p1", &key).await.unwrap();
+    let spare = token(&server, NewJoinToken { again: Some("p1".into()), ..NewJoinToken::default() }).await;
+    let refused = async |token: &str, words: &str| {
+        let why = join_with(&server, token, "p1", &key).await.unwrap_err();
+        assert!(why.contains(words), "{why}");
+    };
+
+    let _: Proxy = server.client.post("/proxies/p1/revoke", &()).await.unwrap();
+    refused(&joined, "the token was used already").await;
+    refused(&spare, "not known here").await;
+    seen(&server, "p1", "revoked").await;
+
+    // Joined again with another key: what the first one came with counts no more.
+    let again = token(&server, NewJoinToken { again: Some("p1".into()), ..NewJoinToken::default() }).await;
+    try_join(&server, &again, "p1").await.unwrap();
+    refused(&joined, "the token was used already").await;
+
+    // Removed, and the name given to another machine: it stays that machine's.
+    server.client.delete("/proxies/p1").await.unwrap();
+    let other = token(&server, NewJoinToken::default()).await;
+    let identity = try_join(&server, &other, "p1").await.unwrap();
+    refused(&joined, "the token was used already").await;
+    assert_eq!(seen(&server, "p1", "offline").await.id.to_string(), identity.server_id);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -202,6 +232,12 @@ async fn noise_on_the_port_harms_nobody() {
     let mut answer = Vec::new();
     tokio::time::timeout(Duration::from_secs(20), noise.read_to_end(&mut answer)).await.unwrap().unwrap_or_default();
     assert!(!answer.starts_with(b"HTTP"));
-    let _silent = tokio::net::TcpStream::connect(proxy_address(&server)).await.unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(tokio::net::TcpStream::connect(proxy_address(&server)).await.unwrap());
+    }
+    let since = Instant::now();
     let _machine = Machine::joined(&server, &Fake::named("p1", false)).await;
+    // They may be silent for ten seconds; none was waited for.
+    assert!(since.elapsed() < Duration::from_secs(8), "{:?}", since.elapsed());
 }

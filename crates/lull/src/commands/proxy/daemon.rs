@@ -12,6 +12,7 @@ use crate::trouble::{Result, Trouble};
 use clap::{Args, Subcommand};
 use lull_proxy::desk::{Desk, ProxyConfig};
 use lull_proxy::dial;
+use lull_proxy::ground::Machine;
 use lull_proxy::join::{self, JoinError, JoinToken, NoToken};
 use lull_proxy::membership::{self, Membership, MembershipError, NewKey};
 use lull_proxy::service;
@@ -236,7 +237,7 @@ async fn serve(global: &Global, args: &RunArgs, signs: SignsOfLife) -> Result<u8
     let slots = args.slots.unwrap_or(ProxyConfig::default().slots);
     let desk = Desk::new(ProxyConfig { slots, membership: Some(membership.clone()) });
     serve_metrics(args.metrics_listen, &desk).await?;
-    let connected = dial::stay_connected(&membership, |io| service::serve(io, &desk));
+    let connected = dial::stay_connected(&membership, |io| service::serve_on(io, &desk, Arc::new(Machine)));
     tokio::select! {
         given = living => {
             let why = given.map_or_else(|e| e.to_string(), |given| given.err().map(|e| e.to_string()).unwrap_or_default());
