@@ -161,7 +161,7 @@ async fn a_server_that_restarts_with_hundreds_of_open_tasks_ends_each_once() {
     let mut machines = Vec::new();
     for name in ["p1", "p2"] {
         let fake = Fake { networks: vec!["192.0.2.0/23".into()], slots: 40, ..Fake::named(name, false) };
-        fake.set(|script| (script.remembers, script.pause_ms) = (true, 30));
+        fake.set(|script| (script.remembers, script.pause_ms) = (true, 100));
         machines.push(Machine::joined(&server, &fake).await);
     }
     let id = server.run("j").await.summary.id;

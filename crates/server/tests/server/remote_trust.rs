@@ -1,9 +1,10 @@
 //! Who may become a proxy and stay one: tokens, authorities, certificates, revocation, versions.
 
 use crate::fake::Fake;
-use crate::harness::{Place, Server, clock_at, problem};
-use crate::remote::{Machine, join_with, one_remote, proxy_address, seen, token, try_join};
+use crate::harness::{Place, Server, clock_at, furnish, problem};
+use crate::remote::{Machine, join_with, one_remote, proxy_address, seen, served_by, token, try_join};
 use lull_api::infrastructure::{JoinToken, NewJoinToken, Proxy};
+use lull_api::job::GuestSettings;
 use lull_proxy::membership::{Membership, NewKey, save};
 use lull_server::CatalogPace;
 use std::sync::atomic::Ordering;
@@ -174,7 +175,14 @@ async fn a_server_whose_clock_is_off_by_a_day_is_joined_and_worked_for() {
         let clock = clock_at(&off.to_string());
         let server =
             Server::start_with(&place.state, &[Fake::embedded()], clock, CatalogPace::default()).await.unwrap();
+        furnish(&server, &place, &["db"], GuestSettings::default()).await;
         let _machine = Machine::joined(&server, &Fake::named("p1", false)).await;
+        let session = server.finished(server.run("j").await.summary.id).await;
+        assert_eq!((session.summary.result.as_deref(), served_by(&session)), (Some("success"), Some("p1")), "{hours} h");
+        // Set right in mid-life, both ways: it stays one of ours.
+        server.clock.set(jiff::Timestamp::now());
+        let session = server.finished(server.run("j").await.summary.id).await;
+        assert_eq!((session.summary.result.as_deref(), served_by(&session)), (Some("success"), Some("p1")), "{hours} h");
     }
 }
 
