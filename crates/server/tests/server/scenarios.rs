@@ -248,6 +248,9 @@ async fn cancelling_brings_the_guest_back_and_a_second_cancel_says_so() {
         assert_eq!(outcome, (Some("cancelled"), Some("cancelled")));
         assert!(!fake.world.frozen.load(Ordering::SeqCst) && !fake.world.deployed.load(Ordering::SeqCst));
         assert!(session.tasks[0].steps.iter().all(|step| step.state != "running"));
+        // A step whose end nobody told ended with its task: its time stands still.
+        assert!(session.tasks[0].steps.iter().all(|step| step.took_us.is_some()), "{:#?}", session.tasks[0].steps);
+        assert_eq!(server.session(id).await.tasks[0].steps, session.tasks[0].steps);
         let again = problem(server.client.post::<Session>(&format!("/sessions/{id}/cancel"), &()).await);
         assert_eq!((again.status, again.code.as_str()), (409, "finished"));
     }
