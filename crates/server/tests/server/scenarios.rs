@@ -339,7 +339,9 @@ async fn nobody_who_can_serve_the_vm_is_said_with_reasons() {
     let _: Vm = server.client.patch("/vms/db", &change).await.unwrap();
     let session = server.finished(server.run("j").await.summary.id).await;
     let task = &session.tasks[0];
-    assert!(task.failure.as_ref().unwrap().text.contains("no known address"), "{task:#?}");
+    let failure = task.failure.as_ref().unwrap();
+    assert!(failure.text.contains("no known address"), "{task:#?}");
+    assert!(failure.remedy.contains(&format!("lull session show {} --why", session.summary.id)), "{failure:?}");
     assert_eq!(task.proxy.as_ref().unwrap().chosen, None);
 }
 
