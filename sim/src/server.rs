@@ -473,8 +473,8 @@ impl World {
             self.happens(task, event);
         }
         for task in &plan.unservable {
-            let cause = "nobody can".to_owned();
-            self.happens(task.0.as_u128() as usize, TaskEvent::NoProxy { cause });
+            let event = TaskEvent::NoProxy { cause: "nobody can".to_owned(), remedy: "add a proxy".to_owned() };
+            self.happens(task.0.as_u128() as usize, event);
         }
         if let Some(wrong) = wrong {
             self.wrong(wrong);

@@ -92,12 +92,12 @@ fn while_waiting(state: &TaskState, event: &TaskEvent, now: Timestamp) -> Result
             Ok(to(TaskState::Dispatched { hold }, vec![send]))
         }
         // Why the last proxy lost it says more than that no other is left.
-        TaskEvent::NoProxy { cause } => close(Ending::Failed {
+        TaskEvent::NoProxy { cause, remedy } => close(Ending::Failed {
             failure: last_failure.clone().unwrap_or_else(|| TaskFailure {
                 step: None,
                 hop: Hop::ServerToProxy,
-                cause: format!("no guest interaction proxy can serve the VM: {cause}"),
-                remedy: "see the reason against each server and remove one of them".into(),
+                cause: cause.clone(),
+                remedy: remedy.clone(),
                 class: FailureClass::NoProxy,
             }),
         }),

@@ -91,8 +91,10 @@ pub enum TaskEvent {
     },
     /// No server can serve it.
     NoProxy {
-        /// Why, in words; for example the rendered decision.
+        /// Why, in words and bounded; a whole sentence.
         cause: String,
+        /// What to do about it.
+        remedy: String,
     },
     /// The task never was the proxy's, for sure: no connection in all attempts, the proxy declined it, or no lease was
     /// granted before it was gone.

@@ -306,12 +306,21 @@ fn an_unreachable_guest_goes_to_the_next_proxy_at_once_since_nothing_was_done_th
     let mut task = Task::running(Step::Connect);
     task.finish(failed(FailureClass::GuestUnreachable), FinalAccount::default());
     assert_eq!(task.state.name(), "waiting");
-    task.send(TaskEvent::NoProxy { cause: "it was tried in this task already".into() });
+    task.send(TaskEvent::NoProxy { cause: "all were tried in this task already".into(), remedy: "add a proxy".into() });
     let Ending::Failed { failure } = task.ending() else { panic!("not failed") };
     assert_eq!(
         failure.to_string(),
         "failed between proxy and guest (step connect): no route to host 10.1.0.9; check the VM's address"
     );
+}
+
+#[test]
+fn a_task_that_nobody_can_serve_ends_with_the_cause_and_the_advice_that_were_found_for_it() {
+    let mut task = Task::new();
+    let (cause, remedy) = ("shop is in session 3".to_string(), "wait for its end".to_string());
+    task.send(TaskEvent::NoProxy { cause, remedy });
+    let Ending::Failed { failure } = task.ending() else { panic!("not failed") };
+    assert_eq!((failure.cause.as_str(), failure.remedy.as_str()), ("shop is in session 3", "wait for its end"));
 }
 
 #[test]

@@ -72,13 +72,17 @@ fn any_report() -> impl Strategy<Value = ProxyReport> {
     ]
 }
 
+fn no_proxy() -> TaskEvent {
+    TaskEvent::NoProxy { cause: "none".into(), remedy: "add one".into() }
+}
+
 /// An event whose epoch is relative to the task's: 0 is the present one, 1 the one before.
 fn any_event() -> impl Strategy<Value = (u64, TaskEvent)> {
     let part = select(vec![RecoveryPart::Guest, RecoveryPart::Hypervisor]);
     let event = prop_oneof![
         3 => any_dispatch(),
         8 => any_report().prop_map(|report| TaskEvent::Report { epoch: 0, report }),
-        1 => Just(TaskEvent::NoProxy { cause: "none".into() }),
+        1 => Just(no_proxy()),
         1 => Just(TaskEvent::NotDelivered { epoch: 0, cause: "refused".into() }),
         1 => Just(TaskEvent::RestorePointRecorded { epoch: 0, restore_point: RestorePointId(Uuid::nil()) }),
         1 => Just(TaskEvent::ProxyLost { epoch: 0, cause: "silent".into() }),
@@ -290,7 +294,7 @@ proptest! {
                     TaskEvent::RecoveryFailed { epoch, part: RecoveryPart::Hypervisor, class, cause: "no".into() }
                 }
                 Action::AttachTask { epoch, .. } => TaskEvent::ProxyLost { epoch, cause: "it stays away".into() },
-                Action::Requeue => TaskEvent::NoProxy { cause: "none".into() },
+                Action::Requeue => no_proxy(),
                 _ => continue,
             };
             // Longer than any lease: time goes on meanwhile.

@@ -5,12 +5,12 @@ pub mod daemon;
 use super::proxy_duty::{self, DutyCommand};
 use crate::calls;
 use crate::exit::Exit;
-use crate::render::units::{parse_duration_ms, parse_duration_s};
+use crate::render::units::parse_duration_s;
 use crate::render::{proxy, proxy_tier};
 use crate::screen::Screen;
 use crate::trouble::Result;
 use clap::{Args, Subcommand};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use lull_api::Client;
 use lull_api::infrastructure::NewJoinToken;
 
@@ -54,7 +54,7 @@ pub enum ServerSide {
         /// For a managed server that joins again, as after a reinstallation: its old identity ends with the new join.
         #[arg(long, value_name = "NAME", conflicts_with = "name")]
         again: Option<String>,
-        /// For how long it is good, as in 30m, 2h, 1d.
+        /// For how long it is good, as in 30m, 2h, 1d; at most a week.
         #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_duration_s)]
         valid_for: u64,
     },
@@ -76,8 +76,8 @@ pub struct LoadArgs {
     /// Only this proxy, each hour or day with its figures; one that is gone serves too.
     name: Option<String>,
     /// How far to look back, as in 7d, 36h.
-    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = parse_lookback)]
-    since: SignedDuration,
+    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = parse_duration_s)]
+    since: u64,
     /// Show hours or days [default: hours up to two days].
     #[arg(long, value_name = "BUCKET", value_parser = ["hour", "day"])]
     by: Option<String>,
@@ -93,8 +93,8 @@ pub async fn run(client: Client, screen: &Screen, command: ServerSide) -> Result
         }
         ServerSide::Duty(command) => return proxy_duty::run(&client, screen, command).await,
         ServerSide::Load(args) => {
-            let since = Timestamp::now().checked_sub(args.since).unwrap_or(Timestamp::MIN);
-            let since = Timestamp::from_second(since.as_second()).unwrap_or(since).to_string();
+            let since = Timestamp::now().as_second().saturating_sub_unsigned(args.since);
+            let since = Timestamp::from_second(since).unwrap_or(Timestamp::MIN).to_string();
             let report = calls::proxy_load(&client, args.name.as_deref(), &since, args.by.as_deref()).await?;
             screen.show(&report, |report, look| match (&args.name, report.proxies.as_slice()) {
                 (Some(_), [one]) => proxy_tier::load_of_one(report, one, look),
@@ -115,17 +115,4 @@ pub async fn run(client: Client, screen: &Screen, command: ServerSide) -> Result
         }
     }
     Ok(Exit::Ok)
-}
-
-/// `7d`, or a shorter time as everywhere else.
-fn parse_lookback(text: &str) -> std::result::Result<SignedDuration, String> {
-    let days = text.strip_suffix('d').and_then(|days| days.parse::<u32>().ok());
-    match days {
-        Some(days) => Ok(SignedDuration::from_hours(24 * i64::from(days))),
-        None => {
-            let ms =
-                parse_duration_ms(text).map_err(|_| format!("`{text}` is no time to look back: write 7d or 36h"))?;
-            Ok(SignedDuration::from_millis(i64::try_from(ms).unwrap_or(i64::MAX)))
-        }
-    }
 }

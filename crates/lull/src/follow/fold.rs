@@ -1,5 +1,6 @@
 //! What a session looks like after an event: pure, so that a tree can grow without asking the server again.
 
+use crate::render::units;
 use lull_api::session::{EventKind, Session, SessionEvent, Step, Task};
 
 /// Applies an event to a session.
@@ -55,7 +56,10 @@ fn apply_to_task(task: &mut Task, event: &SessionEvent) {
         task.state = "running".into();
     }
     match &event.event {
-        EventKind::ProxyChosen { explanation } => task.proxy = Some(explanation.clone()),
+        EventKind::ProxyChosen { explanation } => {
+            close_steps(task, "failed", &event.at);
+            task.proxy = Some(explanation.clone());
+        }
         EventKind::StepStarted { step, detail } => task.steps.push(step_at(event, step, "running", detail)),
         EventKind::StepEnded { step, state, detail, took_us } => {
             if running(task, step).is_none() {
@@ -78,6 +82,7 @@ fn apply_to_task(task: &mut Task, event: &SessionEvent) {
         EventKind::Note { text, .. } => task.notes.push(text.clone()),
         EventKind::Thawed { window_us, .. } => task.freeze_window_us = Some(*window_us),
         EventKind::TaskFinished { result, level, failure } => {
+            close_steps(task, if result == "cancelled" { "cancelled" } else { "failed" }, &event.at);
             task.state = "finished".into();
             task.result = Some(result.clone());
             task.level = level.clone();
@@ -87,6 +92,13 @@ fn apply_to_task(task: &mut Task, event: &SessionEvent) {
         | EventKind::Frozen { .. }
         | EventKind::HoldReady { .. }
         | EventKind::SessionFinished { .. } => {}
+    }
+}
+
+/// A step whose end was never told ended with its proxy's turn, and with its task.
+fn close_steps(task: &mut Task, state: &str, at: &str) {
+    for step in task.steps.iter_mut().filter(|step| step.state == "running") {
+        (step.state, step.took_us) = (state.into(), units::took_us(&step.started_at, at));
     }
 }
 
@@ -191,6 +203,21 @@ Session 1  backup of job nightly  running  2026-03-01 11:59:50, 10.0 s
    ├─ ✗ connect            1.0 ms  refused
    ├─ ✓ connect            2.0 ms
    └─ · level                      crash
+",
+        );
+    }
+
+    #[test]
+    fn a_step_whose_end_was_never_told_ends_with_its_task() {
+        check(
+            vec![
+                started("connect", "10.0.0.5:22"),
+                EventKind::TaskFinished { result: "cancelled".into(), level: None, failure: None },
+            ],
+            "\
+Session 1  backup of job nightly  running  2026-03-01 11:59:50, 10.0 s
+└─ pg  cancelled
+   └─ ⊘ connect              0 µs  10.0.0.5:22
 ",
         );
     }

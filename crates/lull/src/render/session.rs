@@ -161,7 +161,9 @@ impl Leaf {
             "cancelled" => ("⊘", Tone::Warning),
             _ => ("●", Tone::Busy),
         };
-        let took_us = step.took_us.or_else(|| units::between_us(&step.started_at, None, look));
+        // Only one that runs goes on.
+        let so_far = || units::between_us(&step.started_at, None, look).filter(|_| step.state == "running");
+        let took_us = step.took_us.or_else(so_far);
         let text = match (step.state.as_str(), step.done_bytes, step.total_bytes) {
             ("running", Some(done), Some(total)) => format!("{}  {}", progress(done, total), step.detail),
             _ => step.detail.clone(),

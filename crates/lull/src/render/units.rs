@@ -54,12 +54,19 @@ pub fn clock(rfc3339: &str, look: &Look) -> String {
 
 /// Microseconds from `start` to `end`, or to now; `None` where one is no time.
 pub fn between_us(start: &str, end: Option<&str>, look: &Look) -> Option<u64> {
-    let start: Timestamp = start.parse().ok()?;
-    let end: Timestamp = end.map_or(Some(look.now), |end| end.parse().ok())?;
+    match end {
+        Some(end) => took_us(start, end),
+        None => took_us(start, &look.now.to_string()),
+    }
+}
+
+/// Microseconds from `start` to `end`; `None` where one is no time.
+pub fn took_us(start: &str, end: &str) -> Option<u64> {
+    let (start, end): (Timestamp, Timestamp) = (start.parse().ok()?, end.parse().ok()?);
     u64::try_from(end.as_microsecond() - start.as_microsecond()).ok()
 }
 
-/// Reads `500ms`, `5s`, `10m` or `10min`, `1h` as milliseconds; a number without a unit is refused.
+/// Reads `500ms`, `5s`, `10m` or `10min`, `1h`, `2d`, `1w` as milliseconds; a number without a unit is refused.
 pub fn parse_duration_ms(text: &str) -> Result<u64, String> {
     let (number, unit) = split_number(text)?;
     let factor = match unit {
@@ -67,8 +74,10 @@ pub fn parse_duration_ms(text: &str) -> Result<u64, String> {
         "s" | "sec" => 1_000,
         "m" | "min" => 60_000,
         "h" => 3_600_000,
+        "d" => 86_400_000,
+        "w" => 604_800_000,
         "" => return Err(format!("`{text}` has no unit: write {number}s, {number}ms, {number}m or {number}h")),
-        _ => return Err(format!("`{unit}` is no unit of time: ms, s, m and h are")),
+        _ => return Err(format!("`{unit}` is no unit of time: ms, s, m, h, d and w are")),
     };
     number.checked_mul(factor).ok_or_else(|| format!("`{text}` is too long"))
 }
@@ -161,6 +170,8 @@ mod tests {
         assert_eq!(parse_duration_ms("5s"), Ok(5_000));
         assert_eq!(parse_duration_ms("10 min"), Ok(600_000));
         assert_eq!(parse_duration_s("10m"), Ok(600));
+        assert_eq!(parse_duration_s("1d"), Ok(86_400));
+        assert_eq!(parse_duration_s("2w"), Ok(14 * 86_400));
         assert_eq!(parse_duration_ms("5").unwrap_err(), "`5` has no unit: write 5s, 5ms, 5m or 5h");
         for wrong in ["", "s", "-1s", "5 days", "18446744073709551615h", "1.5s"] {
             assert!(parse_duration_ms(wrong).is_err(), "{wrong}");

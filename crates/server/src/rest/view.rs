@@ -3,13 +3,14 @@
 use super::answer::Answer;
 use super::names::listed;
 use crate::hub::StepProgress;
-use crate::instant::rfc3339;
+use crate::instant::{rfc3339, us};
 use crate::runner::book;
 use crate::server::Server;
 use crate::store::StoreError;
 use crate::store::dispatches::DispatchRow;
 use crate::store::sessions::{SessionRow, TaskRow, WholeSession};
 use crate::store::timing::BegunBy;
+use jiff::Timestamp;
 use lull_api::Problem;
 use lull_api::infrastructure::ProxyExplanation;
 use lull_api::proxy_tier::ProxyChoice;
@@ -128,11 +129,15 @@ fn task_view(
         if let EventKind::ProxyChosen { .. } = &event.event {
             let before = view.proxy.take();
             view.earlier_choices.extend(before.map(|choice| earlier(choice, chosen_at, dispatches)));
+            close_steps(&mut view, "failed", &event.at);
             chosen_at = &event.at;
         }
         add(&mut view, event);
     }
-    close_steps(&mut view);
+    if let TaskState::Finished { at, .. } = &state {
+        let ended = if view.result.as_deref() == Some("cancelled") { "cancelled" } else { "failed" };
+        close_steps(&mut view, ended, &rfc3339(*at));
+    }
     if let Some(progress) = progress {
         let running = |step: &&mut Step| step.step == progress.step && step.state == "running";
         if let Some(step) = view.steps.iter_mut().rev().find(running) {
@@ -198,16 +203,16 @@ fn add(view: &mut Task, event: &SessionEvent) {
     }
 }
 
-/// A step whose end was never told is not running any more once its proxy is lost.
-fn close_steps(view: &mut Task) {
-    let state = match (view.state.as_str(), view.result.as_deref()) {
-        ("finished", Some("cancelled")) => "cancelled",
-        ("finished", _) => "failed",
-        _ => return,
-    };
+/// A step whose end was never told ended with its proxy's turn, and with its task.
+fn close_steps(view: &mut Task, state: &str, at: &str) {
     for step in view.steps.iter_mut().filter(|step| step.state == "running") {
-        step.state = state.into();
+        (step.state, step.took_us) = (state.into(), between_us(&step.started_at, at));
     }
+}
+
+fn between_us(start: &str, end: &str) -> Option<u64> {
+    let (start, end) = (start.parse::<Timestamp>().ok()?, end.parse::<Timestamp>().ok()?);
+    u64::try_from(us(end) - us(start)).ok()
 }
 
 fn failure(state: &TaskState) -> Option<&lull_engine::session::TaskFailure> {

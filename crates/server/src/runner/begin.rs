@@ -113,7 +113,8 @@ async fn begin(
     server.book.open(begun.session).await?;
     for (task, other) in begun.busy {
         let cause = format!("{} is in session {other}", task.vm_name);
-        record(server, task.id, Happening::event(TaskEvent::NoProxy { cause })).await;
+        let remedy = format!("run it again when that session is over: lull session show {other}");
+        record(server, task.id, Happening::event(TaskEvent::NoProxy { cause, remedy })).await;
     }
     server.book.close_if_done(begun.session, now).await?;
     server.clock.wake();

@@ -3,7 +3,7 @@
 
 use super::actions::record;
 use super::book::{Happening, OpenTask};
-use super::explain;
+use super::explain::{self, Nobody};
 use super::limits::{self, Running};
 use crate::infrastructure::{Snapshot, snapshot, snapshot_with};
 use crate::server::Server;
@@ -120,7 +120,7 @@ async fn look(server: &Arc<Server>, told: &mut Told) -> Result<u64, StoreError> 
             continue;
         }
         let Some(vm) = vms.get(&open.row.vm) else {
-            nobody(server, open, "the VM is no longer in the infrastructure".into(), None).await;
+            nobody(server, open, explain::vm_gone(), None).await;
             continue;
         };
         let task = Waiting { open: open.clone(), vm: (*vm).clone(), since: *since, tried: tried.clone() };
@@ -220,12 +220,18 @@ async fn assign(
     for task in plan.unservable.iter().filter_map(|id| find(*id)) {
         let decision = select(&request(infrastructure, task));
         if task.open.row.work.may_leave_alone() {
-            without_guest_after_all(server, infrastructure, task, &decision.to_string()).await;
+            without_guest_after_all(
+                server,
+                infrastructure,
+                task,
+                &explain::nobody(&decision, task.open.row.session).cause,
+            )
+            .await;
             continue;
         }
         let explanation = explain::kept(&decision, &infrastructure.servers);
         let told = EventKind::ProxyChosen { explanation };
-        nobody(server, &task.open, decision.to_string(), Some(told)).await;
+        nobody(server, &task.open, explain::nobody(&decision, task.open.row.session), Some(told)).await;
     }
     let limited = plan.waiting.iter().filter(|waiting| waiting.because != Because::Slots);
     let limited = limited.filter_map(|waiting| Some((find(waiting.task)?.open.clone(), waiting.because)));
@@ -275,8 +281,7 @@ async fn without_guest(server: &Arc<Server>, infrastructure: &Snapshot, task: &W
     // The backup server's own proxy first, then who has the least to do.
     let best = infrastructure.servers.iter().filter(able).min_by_key(|s| (!s.is_backup_server, s.running_tasks, s.id));
     let Some(to) = best else {
-        let cause = "no proxy that reaches the VM's hypervisor host is online, or all have failed".to_string();
-        return nobody(server, &task.open, cause, None).await;
+        return nobody(server, &task.open, explain::no_way_to_the_host(&infrastructure.servers), None).await;
     };
     let explanation = explain::without_guest(&task.vm.name, to, task.open.row.work.left_alone.as_deref());
     // Counted anew: tasks given away in this look take slots too.
@@ -287,9 +292,7 @@ async fn without_guest(server: &Arc<Server>, infrastructure: &Snapshot, task: &W
 
 /// No proxy can serve the guest, and the backup goes on without it: the backup server's own proxy needs no way there.
 async fn without_guest_after_all(server: &Arc<Server>, infrastructure: &Snapshot, task: &Waiting, why: &str) {
-    let why: Vec<&str> = why.lines().map(str::trim).collect();
-    let because = format!("no guest interaction proxy can serve the VM: {}", why.join("; "));
-    if let Err(error) = server.book.leave_guest_alone(task.open.row.id, &because, infrastructure.now).await {
+    if let Err(error) = server.book.leave_guest_alone(task.open.row.id, why, infrastructure.now).await {
         // It waits, and is looked at again.
         tracing::error!(%error, vm = task.open.row.vm_name, "what becomes of the task cannot be recorded");
         return;
@@ -338,8 +341,9 @@ async fn hand_over(server: &Arc<Server>, open: &OpenTask, proxy: ServerId, told:
     record(server, open.row.id, happening).await;
 }
 
-async fn nobody(server: &Arc<Server>, open: &OpenTask, cause: String, told: Option<EventKind>) {
-    let happening = Happening { told: told.into_iter().collect(), ..Happening::event(TaskEvent::NoProxy { cause }) };
+async fn nobody(server: &Arc<Server>, open: &OpenTask, why: Nobody, told: Option<EventKind>) {
+    let event = TaskEvent::NoProxy { cause: why.cause, remedy: why.remedy };
+    let happening = Happening { told: told.into_iter().collect(), ..Happening::event(event) };
     record(server, open.row.id, happening).await;
 }
 

@@ -2,12 +2,15 @@
 
 use lull_api::infrastructure::{MoreCandidates, ProxyCandidate, ProxyExplanation};
 use lull_engine::ids::ServerId;
-use lull_engine::infrastructure::ManagedServer;
-use lull_engine::selection::{Behind, Decision, Judgement, Rejection, Tier};
+use lull_engine::infrastructure::{ManagedServer, ServerState};
+use lull_engine::selection::{Behind, Decision, Judgement, Rejection, Tier, Verdict};
 use std::collections::BTreeMap;
 
 /// So many candidates that could serve the VM, and so many that could not, are listed where a choice is kept.
 const KEPT_MAX: usize = 10;
+/// So many reasons why nobody can serve a VM are told in one sentence, and so many servers are named for each.
+const GROUPS_MAX: usize = 4;
+const NAMED_MAX: usize = 3;
 
 /// The engine's decision, every server with the reason for or against it.
 pub fn explanation(decision: &Decision, servers: &[ManagedServer]) -> ProxyExplanation {
@@ -134,6 +137,69 @@ pub fn without_guest(vm: &str, server: &ManagedServer, left_alone: Option<&str>)
     }
 }
 
+/// Why nobody gets a task, and what to do. Short whatever the number of servers: it lands in the database, in the log and in notifications.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nobody {
+    /// A whole sentence.
+    pub cause: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// Nobody can serve the guest: the servers by what stands against them, the most common reason first.
+pub fn nobody(decision: &Decision, session: i64) -> Nobody {
+    let mut groups: BTreeMap<String, Vec<&Verdict>> = BTreeMap::new();
+    for verdict in &decision.others {
+        groups.entry(in_general(&verdict.judgement)).or_default().push(verdict);
+    }
+    let mut groups: Vec<(String, Vec<&Verdict>)> = groups.into_iter().collect();
+    groups.sort_by_key(|(_, servers)| std::cmp::Reverse(servers.len()));
+    let others: usize = groups.iter().skip(GROUPS_MAX).map(|(_, servers)| servers.len()).sum();
+    let mut reasons: Vec<String> = decision.note.iter().map(ToString::to_string).collect();
+    reasons.extend(groups.iter().take(GROUPS_MAX).map(|(reason, servers)| {
+        // Of one server alone the reason is told with what is only its own.
+        let reason = if let [one] = servers.as_slice() { one.judgement.to_string() } else { reason.clone() };
+        let names: Vec<&str> = servers.iter().take(NAMED_MAX).map(|server| server.name.as_str()).collect();
+        let more = match servers.len().saturating_sub(NAMED_MAX) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!("{}{more}: {}", names.join(", "), reason.strip_prefix("cannot: ").unwrap_or(&reason))
+    }));
+    if others > 0 {
+        reasons.push(format!("{others} more for other reasons"));
+    }
+    Nobody {
+        cause: format!("no guest interaction proxy can serve the VM: {}", reasons.join("; ")),
+        remedy: format!(
+            "do away with what stands against one of these servers (lull session show {session} --why), then run it again"
+        ),
+    }
+}
+
+/// Nobody can make a backup that needs no proxy in the guest.
+pub fn no_way_to_the_host(servers: &[ManagedServer]) -> Nobody {
+    let own = servers.iter().find(|server| server.is_backup_server);
+    let remedy = match own {
+        Some(own) if matches!(own.state, ServerState::Draining | ServerState::Disabled) => {
+            format!("take the backup server's own proxy into use again: lull proxy enable {}", own.name)
+        }
+        _ => "bring a proxy online that reaches the host; for the hosts of one see lull managed-server show NAME"
+            .to_string(),
+    };
+    let cause =
+        "no proxy that reaches the VM's hypervisor host takes tasks, or each had its turn in this task".to_string();
+    Nobody { cause, remedy }
+}
+
+/// The VM of a waiting task is gone.
+pub fn vm_gone() -> Nobody {
+    Nobody {
+        cause: "the VM is no longer in the infrastructure".into(),
+        remedy: "see whether its host still has it (lull vm list), or take it out of its job".into(),
+    }
+}
+
 /// `same network, …` without its number.
 pub fn words(tier: Tier) -> String {
     let text = tier.to_string();
@@ -146,7 +212,7 @@ mod tests {
     use jiff::Timestamp;
     use lull_engine::ids::VmId;
     use lull_engine::infrastructure::ChannelKind;
-    use lull_engine::selection::{Chosen, Note, Rank, Verdict};
+    use lull_engine::selection::{Chosen, Note, Rank};
     use uuid::Uuid;
 
     #[test]
@@ -215,5 +281,39 @@ mod tests {
         assert_eq!(more, expect);
         assert!(serde_json::to_string(&kept).unwrap().len() < 4_000);
         assert_eq!(explanation(&decision, &[]).candidates.len(), 1_000);
+    }
+
+    #[test]
+    fn why_nobody_of_a_thousand_serves_a_vm_is_one_short_sentence_with_advice_that_fits() {
+        let rejected = |n: u128, reason| Verdict {
+            server: ServerId(Uuid::from_u128(n)),
+            name: format!("p{n}"),
+            judgement: Judgement::Rejected { reason },
+        };
+        let since = |n: u128| Rejection::Offline { since: Timestamp::from_second(n as i64).unwrap() };
+        let others = (1..=990)
+            .map(|n| rejected(n, since(n)))
+            .chain((991..=995).map(|n| rejected(n, Rejection::NotPreferred)))
+            .chain([rejected(996, Rejection::Disabled), rejected(997, Rejection::Draining)])
+            .chain([rejected(998, Rejection::Revoked), rejected(999, Rejection::NoSlots)]);
+        let (vm, vm_name) = (VmId(Uuid::nil()), "db".to_string());
+        let mut decision = Decision { vm, vm_name, chosen: None, others: others.collect(), note: None };
+        let told = nobody(&decision, 12);
+        assert_eq!(
+            told.cause,
+            "no guest interaction proxy can serve the VM: p1, p2, p3 and 987 more: it is offline; p991, p992, p993 and 2 more: the job \
+             prefers other servers; p996: an administrator disabled it; p999: it has no task slots; 2 more for other reasons"
+        );
+        assert_eq!(
+            told.remedy,
+            "do away with what stands against one of these servers (lull session show 12 --why), then run it again"
+        );
+        decision.others.truncate(1);
+        decision.note = Some(Note::LicenceLeavesNoChoice { licence: lull_engine::licence::Licence::Universal });
+        assert_eq!(
+            nobody(&decision, 12).cause,
+            "no guest interaction proxy can serve the VM: the job's preferred servers do not count under the universal licence; p1: it \
+             is offline since 1970-01-01T00:00:01Z"
+        );
     }
 }

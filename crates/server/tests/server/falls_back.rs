@@ -3,7 +3,7 @@
 
 use crate::fake::Fake;
 use crate::harness::{Place, Server, furnish};
-use lull_api::infrastructure::{Credential, RestorePoint, Vm};
+use lull_api::infrastructure::{Credential, Proxy, RestorePoint, Vm};
 use lull_api::job::GuestSettings;
 use lull_api::session::Session;
 use lull_engine::failover::FailureClass;
@@ -93,4 +93,16 @@ async fn only_the_last_proxy_may_give_an_unreachable_guest_up() {
     let mut told = [last(&embedded), last(&other)].concat();
     told.sort();
     assert_eq!(told, [false, true], "the first of the two must leave the guest to the second");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_without_guest_processing_that_nobody_can_make_says_what_to_do() {
+    let fake = Fake::embedded();
+    let (_place, server) = trying(std::slice::from_ref(&fake), &["db"]).await;
+    server.change("j", json!({"guest": {"application_aware": "disabled"}})).await;
+    let _: Proxy = server.client.patch("/proxies/backup-server", &json!({"state": "disabled"})).await.unwrap();
+    let session = server.finished(server.run("j").await.summary.id).await;
+    let failure = session.tasks[0].failure.clone().unwrap();
+    assert!(failure.cause.starts_with("no proxy that reaches the VM's hypervisor host takes tasks"), "{failure:?}");
+    assert_eq!(failure.remedy, "take the backup server's own proxy into use again: lull proxy enable backup-server");
 }

@@ -248,6 +248,9 @@ async fn cancelling_brings_the_guest_back_and_a_second_cancel_says_so() {
         assert_eq!(outcome, (Some("cancelled"), Some("cancelled")));
         assert!(!fake.world.frozen.load(Ordering::SeqCst) && !fake.world.deployed.load(Ordering::SeqCst));
         assert!(session.tasks[0].steps.iter().all(|step| step.state != "running"));
+        // A step whose end nobody told ended with its task: its time stands still.
+        assert!(session.tasks[0].steps.iter().all(|step| step.took_us.is_some()), "{:#?}", session.tasks[0].steps);
+        assert_eq!(server.session(id).await.tasks[0].steps, session.tasks[0].steps);
         let again = problem(server.client.post::<Session>(&format!("/sessions/{id}/cancel"), &()).await);
         assert_eq!((again.status, again.code.as_str()), (409, "finished"));
     }
@@ -336,7 +339,9 @@ async fn nobody_who_can_serve_the_vm_is_said_with_reasons() {
     let _: Vm = server.client.patch("/vms/db", &change).await.unwrap();
     let session = server.finished(server.run("j").await.summary.id).await;
     let task = &session.tasks[0];
-    assert!(task.failure.as_ref().unwrap().text.contains("no known address"), "{task:#?}");
+    let failure = task.failure.as_ref().unwrap();
+    assert!(failure.text.contains("no known address"), "{task:#?}");
+    assert!(failure.remedy.contains(&format!("lull session show {} --why", session.summary.id)), "{failure:?}");
     assert_eq!(task.proxy.as_ref().unwrap().chosen, None);
 }
 
