@@ -398,7 +398,7 @@ impl World {
         for (proxy, server) in listed.iter_mut().enumerate() {
             server.running_tasks = 0;
             if !self.server.hears(proxy, self.now_ms) {
-                server.state = ServerState::Offline { since: self.server_time() };
+                server.state = ServerState::Offline { since: Some(self.server_time()) };
             }
         }
         for (task, _) in self.server.open() {

@@ -18,11 +18,14 @@ pub enum Rejection {
     #[error("it does not have the role guest interaction proxy")]
     RoleDisabled,
     /// No heartbeat.
-    #[error("it is offline since {since}")]
+    #[error("it is offline{}", heard_until(*.since))]
     Offline {
-        /// When it was last heard of.
-        since: Timestamp,
+        /// When it was last heard of; `None`: not since the backup server started.
+        since: Option<Timestamp>,
     },
+    /// Nothing is known of it.
+    #[error("it has not connected yet: see whether its proxy runs and reaches the backup server")]
+    NeverConnected,
     /// No new tasks.
     #[error("it is draining: it finishes its tasks and takes no new ones")]
     Draining,
@@ -111,6 +114,13 @@ pub enum Rejection {
     AlreadyTried,
 }
 
+fn heard_until(heard: Option<Timestamp>) -> String {
+    match heard {
+        Some(at) => format!(" since {at:.0}"),
+        None => ": it has not connected since the backup server started".into(),
+    }
+}
+
 /// Whether the server can work on the VM: the channel it would use, or the first reason against it.
 pub fn feasible(server: &ManagedServer, request: &Request) -> Result<ChannelKind, Rejection> {
     ready(server, request)?;
@@ -148,6 +158,7 @@ fn ready(server: &ManagedServer, request: &Request) -> Result<(), Rejection> {
             return Err(Rejection::Incompatible { version, server_version, newer });
         }
         ServerState::Revoked => return Err(Rejection::Revoked),
+        ServerState::NeverConnected => return Err(Rejection::NeverConnected),
     }
     if server.slots == 0 {
         return Err(Rejection::NoSlots);

@@ -96,7 +96,7 @@ fn an_unknown_guest_with_a_windows_credential_is_a_windows_guest() {
 
 #[test]
 fn a_server_that_is_only_offline_is_no_finding() {
-    let offline = ManagedServer { state: ServerState::Offline { since: at_ms(-1) }, ..proxy(1, Windows) };
+    let offline = ManagedServer { state: ServerState::Offline { since: Some(at_ms(-1)) }, ..proxy(1, Windows) };
     check(&prefer(job(&[1, 2]), &[1], Fallback::None), &site(vec![offline]), &[]);
 }
 

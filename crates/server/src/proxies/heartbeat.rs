@@ -134,7 +134,7 @@ async fn take_note(server: &Arc<Server>, link: &ProxyLink, said: ProxyDescriptio
     }
     let online = trouble.is_none() && !before.revoked;
     let changed = online != before.online || before.last_known != known;
-    let (incarnation, last_heard) = (said.incarnation, Timestamp::now());
+    let (incarnation, last_heard) = (said.incarnation, Some(Timestamp::now()));
     link.health.send_replace(Health {
         last_known: known,
         incarnation,

@@ -193,7 +193,7 @@ mod tests {
             verdict(n, Judgement::Feasible { rank: rank(n), behind })
         };
         let offline = |n: u128| {
-            let since = Timestamp::from_second(n as i64).unwrap();
+            let since = Some(Timestamp::from_second(n as i64).unwrap());
             verdict(n, Judgement::Rejected { reason: Rejection::Offline { since } })
         };
         let decision = Decision {

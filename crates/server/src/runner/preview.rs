@@ -287,7 +287,7 @@ pub fn state(server: &ManagedServer) -> &'static str {
     match server.state {
         _ if !server.role_enabled => "disabled",
         ServerState::Online => "online",
-        ServerState::Offline { .. } => "offline",
+        ServerState::Offline { .. } | ServerState::NeverConnected => "offline",
         ServerState::Draining => "draining",
         ServerState::Disabled => "disabled",
         ServerState::Incompatible { .. } => "incompatible",
