@@ -432,6 +432,7 @@ impl World {
                     vm: &self.vms[self.vm_of_task(task)],
                     credential: Some(CredentialKind::SshKey),
                     policy: &ProxyPolicy::Automatic,
+                    in_guest: true,
                     at_hypervisor: true,
                     repository: Some(repository),
                     tried,

@@ -124,13 +124,20 @@ fn heard_until(heard: Option<Timestamp>) -> String {
 /// Whether the server can work on the VM: the channel it would use, or the first reason against it.
 pub fn feasible(server: &ManagedServer, request: &Request) -> Result<ChannelKind, Rejection> {
     ready(server, request)?;
-    if let ProxyPolicy::Prefer { servers, .. } = request.policy_in_force()
-        && !servers.contains(&server.id)
-    {
-        return Err(Rejection::NotPreferred);
-    }
+    preferred(server, request)?;
     licensed(server, request)?;
     way_to(server, request)
+}
+
+/// Whether the server can make a backup that leaves the guest alone, which takes a way to the hypervisor and none into the guest.
+/// What a job prefers is about guests, so the backup server may in any case; for others the policy holds as the licence does.
+pub fn feasible_without_guest(server: &ManagedServer, request: &Request) -> Result<(), Rejection> {
+    ready(server, request)?;
+    if !server.is_backup_server {
+        preferred(server, request)?;
+        licensed(server, request)?;
+    }
+    at_hypervisor(server, request)
 }
 
 /// Whether the server can stand in where none of the job's preferred servers can serve the VM. Only the backup
@@ -151,6 +158,7 @@ fn ready(server: &ManagedServer, request: &Request) -> Result<(), Rejection> {
     match &server.state {
         ServerState::Online => {}
         ServerState::Offline { since } => return Err(Rejection::Offline { since: *since }),
+        ServerState::NeverConnected => return Err(Rejection::NeverConnected),
         ServerState::Draining => return Err(Rejection::Draining),
         ServerState::Disabled => return Err(Rejection::Disabled),
         ServerState::Incompatible { version, server_version, newer } => {
@@ -158,7 +166,6 @@ fn ready(server: &ManagedServer, request: &Request) -> Result<(), Rejection> {
             return Err(Rejection::Incompatible { version, server_version, newer });
         }
         ServerState::Revoked => return Err(Rejection::Revoked),
-        ServerState::NeverConnected => return Err(Rejection::NeverConnected),
     }
     if server.slots == 0 {
         return Err(Rejection::NoSlots);
@@ -167,6 +174,13 @@ fn ready(server: &ManagedServer, request: &Request) -> Result<(), Rejection> {
         return Err(Rejection::AlreadyTried);
     }
     Ok(())
+}
+
+fn preferred(server: &ManagedServer, request: &Request) -> Result<(), Rejection> {
+    match request.policy_in_force() {
+        ProxyPolicy::Prefer { servers, .. } if !servers.contains(&server.id) => Err(Rejection::NotPreferred),
+        ProxyPolicy::Prefer { .. } | ProxyPolicy::Automatic => Ok(()),
+    }
 }
 
 fn licensed(server: &ManagedServer, request: &Request) -> Result<(), Rejection> {
@@ -183,15 +197,20 @@ fn licensed(server: &ManagedServer, request: &Request) -> Result<(), Rejection> 
 /// The channel to the guest, where the server also reaches what else the task works at.
 fn way_to(server: &ManagedServer, request: &Request) -> Result<ChannelKind, Rejection> {
     let channel = channel_to(server, request)?;
-    if request.at_hypervisor && !server.hosts_reached.contains(&request.vm.host) {
-        return Err(Rejection::HypervisorNotReached { host: request.vm.host });
+    if request.at_hypervisor {
+        at_hypervisor(server, request)?;
     }
     Ok(channel)
 }
 
+fn at_hypervisor(server: &ManagedServer, request: &Request) -> Result<(), Rejection> {
+    let host = request.vm.host;
+    if server.hosts_reached.contains(&host) { Ok(()) } else { Err(Rejection::HypervisorNotReached { host }) }
+}
+
 /// The first of the server's channels that reaches the guest with the credential, whatever policy, licence and the
 /// server's present state say.
-pub fn channel_to(server: &ManagedServer, request: &Request) -> Result<ChannelKind, Rejection> {
+fn channel_to(server: &ManagedServer, request: &Request) -> Result<ChannelKind, Rejection> {
     let vm = request.vm;
     let credential = request.credential;
     let guest_os = vm.guest_os_with(credential).ok_or(Rejection::GuestOsUnknown)?;

@@ -3,7 +3,7 @@
 use lull_api::infrastructure::{MoreCandidates, ProxyCandidate, ProxyExplanation};
 use lull_engine::ids::ServerId;
 use lull_engine::infrastructure::ManagedServer;
-use lull_engine::selection::{Behind, Decision, Judgement, Rejection, Tier};
+use lull_engine::selection::{Behind, Decision, Judgement, Rejection, Request, Tier, Verdict, feasible_without_guest};
 use std::collections::BTreeMap;
 
 /// So many candidates that could serve the VM, and so many that could not, are listed where a choice is kept.
@@ -24,7 +24,9 @@ fn build(decision: &Decision, servers: &[ManagedServer], listed_max: usize) -> P
     let running: BTreeMap<ServerId, u32> = servers.iter().map(|server| (server.id, server.running_tasks)).collect();
     let why = decision.chosen.as_ref().map(|chosen| {
         let (tasks, slots) = (chosen.running_tasks, chosen.slots);
-        format!("{}, over {}; {tasks} of {slots} slots in use", words(chosen.tier), chosen.channel)
+        let failed = decision.failure_of(chosen.server).map(|failed| format!("; {failed}, and nobody else is better"));
+        let failed = failed.unwrap_or_default();
+        format!("{}, over {}; {tasks} of {slots} slots in use{failed}", words(chosen.tier), chosen.channel)
     });
     let chosen = decision.chosen.iter().zip(&why).map(|(chosen, why)| ProxyCandidate {
         name: chosen.name.clone(),
@@ -51,7 +53,7 @@ fn build(decision: &Decision, servers: &[ManagedServer], listed_max: usize) -> P
             chosen: false,
             tier,
             running_tasks: running.get(&other.server).copied().unwrap_or(0),
-            reason: other.judgement.to_string(),
+            reason: reason(decision, other),
         });
     }
     let note = decision.note.map(|note| format!("; {note}")).unwrap_or_default();
@@ -62,6 +64,16 @@ fn build(decision: &Decision, servers: &[ManagedServer], listed_max: usize) -> P
         summary: why.unwrap_or_else(|| "no server can serve it".to_string()) + &note,
         candidates,
         more: more.into_iter().map(|((_, reason), servers)| MoreCandidates { servers, reason }).collect(),
+    }
+}
+
+/// A judgement with the failure that is remembered of the server, where that is not what decided.
+fn reason(decision: &Decision, other: &Verdict) -> String {
+    let reason = other.judgement.to_string();
+    let decided = matches!(&other.judgement, Judgement::Feasible { behind: Behind::RecentlyFailed { .. }, .. });
+    match decision.failure_of(other.server).filter(|_| !decided) {
+        Some(failed) => format!("{reason}; {failed}"),
+        None => reason,
     }
 }
 
@@ -114,15 +126,39 @@ pub fn spilled(mut explanation: ProxyExplanation, to: &ManagedServer, tier: Tier
     explanation
 }
 
-/// A backup without guest processing needs no way into the guest: the backup server's own proxy makes it.
-pub fn without_guest(vm: &str, server: &ManagedServer, left_alone: Option<&str>) -> ProxyExplanation {
-    let because = left_alone.unwrap_or("guest processing is disabled");
-    let reason = format!("no proxy is needed to reach the guest: {because}");
+/// Why nothing is done in the guest of a backup without guest processing.
+pub const DISABLED: &str = "guest processing is disabled";
+
+/// Why the guest of a backup in *try* mode is left alone, from what stands against every server.
+pub fn left_alone(decision: &str) -> String {
+    let why: Vec<&str> = decision.lines().map(str::trim).collect();
+    format!("no guest interaction proxy can serve the VM: {}", why.join("; "))
+}
+
+/// Why this server makes a backup that leaves the guest alone, and why it is not the backup server where it is not.
+pub fn why_without_guest(request: &Request, server: &ManagedServer, because: &str) -> String {
+    let why = format!("no proxy is needed to reach the guest: {because}");
+    if server.is_backup_server {
+        return why;
+    }
+    match request.servers.iter().find(|server| server.is_backup_server).map(|own| feasible_without_guest(own, request))
+    {
+        Some(Err(reason)) => format!("{why}; the backup server's own proxy cannot make it: {reason}"),
+        Some(Ok(())) => {
+            format!("{why}; the backup server's own proxy had no free slot for so long that another may make it")
+        }
+        None => why,
+    }
+}
+
+/// A backup that leaves the guest alone, made by this server.
+pub fn without_guest(request: &Request, server: &ManagedServer, because: &str) -> ProxyExplanation {
+    let reason = why_without_guest(request, server, because);
     ProxyExplanation {
-        vm: vm.to_string(),
+        vm: request.vm.name.clone(),
         chosen: Some(server.name.clone()),
         tier: None,
-        summary: reason.to_string(),
+        summary: reason.clone(),
         candidates: vec![ProxyCandidate {
             name: server.name.clone(),
             chosen: true,
@@ -146,7 +182,7 @@ mod tests {
     use jiff::Timestamp;
     use lull_engine::ids::VmId;
     use lull_engine::infrastructure::ChannelKind;
-    use lull_engine::selection::{Chosen, Note, Rank, Verdict};
+    use lull_engine::selection::{Chosen, Note, Rank};
     use uuid::Uuid;
 
     #[test]
@@ -166,6 +202,7 @@ mod tests {
             chosen: Some(chosen),
             others: Vec::new(),
             note: None,
+            failures: Vec::new(),
         };
         let plain = "another network, the backup server, over SSH; 1 of 4 slots in use";
         assert_eq!(explanation(&decision, &[]).summary, plain);
@@ -202,6 +239,7 @@ mod tests {
             chosen: None,
             others: (1..=500).map(feasible).chain((501..=1_000).map(offline)).collect(),
             note: None,
+            failures: Vec::new(),
         };
         let kept = kept(&decision, &[]);
         assert_eq!(kept.candidates.len(), 2 * KEPT_MAX);
