@@ -1,7 +1,7 @@
 //! The backup server: what it stores, what it knows only while it runs, and how it hears its proxies. The next state of a task comes
 //! from `engine::session` alone, who gets it from `engine::dispatch`. Knows no guest and no hypervisor.
 
-use crate::check::Done;
+use crate::check::{Done, plan as planned};
 use crate::fleet::{job_of, proxy_of, server_id, task_id};
 use crate::recover;
 use crate::site::Who;
@@ -398,7 +398,7 @@ impl World {
         for (proxy, server) in listed.iter_mut().enumerate() {
             server.running_tasks = 0;
             if !self.server.hears(proxy, self.now_ms) {
-                server.state = ServerState::Offline { since: self.server_time() };
+                server.state = ServerState::Offline { since: Some(self.server_time()) };
             }
         }
         for (task, _) in self.server.open() {
@@ -432,6 +432,7 @@ impl World {
                     vm: &self.vms[self.vm_of_task(task)],
                     credential: Some(CredentialKind::SshKey),
                     policy: &ProxyPolicy::Automatic,
+                    in_guest: true,
                     at_hypervisor: true,
                     repository: Some(repository),
                     tried,
@@ -453,7 +454,7 @@ impl World {
             spill_after_ms: SPILL_AFTER_MS,
         };
         let plan = dispatch(&situation, &queue, now);
-        let wrong = self.check_plan(&situation, &queue, &plan, now);
+        let wrong = planned::fault(&situation, &queue, &plan, now, self.server.unlimited);
         drop(queue);
         self.server.waiting = !plan.waiting.is_empty();
         for waiting in &plan.waiting {

@@ -345,9 +345,9 @@ pub struct Proxy {
     /// Why it gets no tasks or was turned away, with what to do.
     #[serde(default)]
     pub problem: Option<String>,
-    /// When it was last heard of; RFC 3339.
+    /// When it was last heard of since the backup server started, if it was; RFC 3339.
     #[serde(default)]
-    pub last_heard: String,
+    pub last_heard: Option<String>,
     /// Version of Lull that it runs.
     pub version: String,
     /// On-link networks.

@@ -63,7 +63,8 @@ pub struct ProxyChoice {
     pub explanation: ProxyExplanation,
     /// When the proxy was done with it, where that is known.
     pub ended_at: Option<String>,
-    /// How it was done: `success`, `warning`, `failed`, `cancelled`, or `handed-on` where another proxy took over.
+    /// How it was done: `success`, `warning`, `failed`, `cancelled`, `handed-on` where another proxy took over, or `not-begun`
+    /// where the backup server stopped before it began.
     pub ended: Option<String>,
 }
 

@@ -46,6 +46,9 @@ pub struct WaitingTask<'a> {
     pub credential: Option<CredentialKind>,
     /// The job's policy for this VM.
     pub policy: &'a ProxyPolicy,
+    /// It works in the guest. A backup that does not needs no way there: the backup server makes it, and whoever else reaches the
+    /// hypervisor and may only a minute later, or where it cannot ([`crate::selection::feasible_without_guest`]).
+    pub in_guest: bool,
     /// It works at the VM's hypervisor too: see [`crate::selection::Request::at_hypervisor`]. Such tasks count against the host's limit.
     pub at_hypervisor: bool,
     /// The repository that it writes to, if it does; it counts against that one's limit.
@@ -88,8 +91,8 @@ pub struct Assignment {
     pub task: TaskId,
     /// The server.
     pub server: ServerId,
-    /// How near the server is to the VM.
-    pub tier: Tier,
+    /// How near the server is to the VM; `None` where that does not matter, since nothing is done in the guest.
+    pub tier: Option<Tier>,
     /// It failed with this VM lately.
     pub recently_failed: bool,
 }

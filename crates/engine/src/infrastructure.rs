@@ -160,11 +160,13 @@ pub struct HypervisorHost {
 pub enum ServerState {
     /// Its heartbeat arrives.
     Online,
-    /// Its heartbeat has been missing since then.
+    /// Its heartbeat is missing.
     Offline {
-        /// When it was last heard of, or when it was added if never.
-        since: Timestamp,
+        /// When it was last heard of; `None`: not since the backup server started.
+        since: Option<Timestamp>,
     },
+    /// It was added and never connected: nothing is known of its networks, channels and slots.
+    NeverConnected,
     /// It finishes its tasks and takes no new ones.
     Draining,
     /// An administrator took it out of use.
@@ -186,7 +188,7 @@ impl ServerState {
     /// Online or offline, from the last heartbeat ([`SILENT_AFTER_MS`]).
     pub fn from_heartbeat(last_heartbeat: Timestamp, now: Timestamp) -> Self {
         if elapsed_ms(last_heartbeat, now) > SILENT_AFTER_MS {
-            Self::Offline { since: last_heartbeat }
+            Self::Offline { since: Some(last_heartbeat) }
         } else {
             Self::Online
         }

@@ -16,8 +16,8 @@ use std::fmt;
 mod explain;
 mod feasible;
 
-pub use explain::{Behind, Chosen, Decision, Judgement, Note, Verdict, select};
-pub use feasible::{Rejection, channel_to, feasible, feasible_as_fallback};
+pub use explain::{Behind, Chosen, Decision, Judgement, Note, Verdict, nobody_without_guest, select};
+pub use feasible::{Rejection, feasible, feasible_as_fallback, feasible_without_guest};
 
 /// Which proxies may access Windows guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]

@@ -121,6 +121,12 @@ pub enum JobWarning {
         /// The reason for that VM.
         reason: Rejection,
     },
+    /// A preferred server of which nothing is known.
+    #[error("preferred server {server} has not connected yet: whether it can serve the VMs in scope is not known")]
+    PreferredServerNeverConnected {
+        /// The server's name.
+        server: String,
+    },
     /// VMs that fall back to the backup server every time.
     #[error("none of the preferred servers can serve {}: the backup server will take over", list(.vms))]
     BackupServerTakesOver {

@@ -5,7 +5,6 @@ use crate::infrastructure::snapshot;
 use crate::runner::preview;
 use crate::server::Server;
 use crate::store::StoreError;
-use crate::store::dispatches::HANDED_ON;
 use crate::store::writes::Write;
 use axum::Router;
 use axum::http::{StatusCode, header};
@@ -66,10 +65,11 @@ impl Metrics {
                     tracing::info!(session, %task, epoch, proxy = name, tier, "a proxy gets the task");
                 }
                 Write::DispatchEnded { task, end, epoch } => {
-                    if end == HANDED_ON {
-                        self.failovers.inc();
-                    }
                     tracing::info!(session, %task, epoch, end, "the proxy is done with the task");
+                }
+                Write::HandedOn { task } => {
+                    self.failovers.inc();
+                    tracing::info!(session, %task, "another proxy takes the task over");
                 }
                 Write::Event { task, event } => self.observe_event(session, task.as_ref().map(|(_, vm)| vm), event),
                 _ => {}

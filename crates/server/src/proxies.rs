@@ -44,14 +44,27 @@ pub struct Health {
     pub last_known: LastKnown,
     /// The process that said it; empty before its first answer.
     pub incarnation: String,
-    /// When it last answered, or when it was added or the server started.
-    pub last_heard: Timestamp,
+    /// When it last answered in this life of the server.
+    pub last_heard: Option<Timestamp>,
     /// Whether it counts as online.
     pub online: bool,
     /// Why it gets no tasks although it may be there, with what to do.
     pub trouble: Option<String>,
     /// It was revoked.
     pub revoked: bool,
+}
+
+impl Health {
+    /// It never said anything of itself, in no life of the server.
+    pub fn never_connected(&self) -> bool {
+        self.last_known == LastKnown::default()
+    }
+
+    /// What an administrator should know of it: why it gets no tasks although it may be there, or that it never will as it is.
+    pub fn problem(&self) -> Option<String> {
+        let revoked = || "it was revoked: to be used again it has to join anew, with a new token".to_string();
+        self.trouble.clone().or_else(|| self.revoked.then(revoked))
+    }
 }
 
 /// One proxy.
@@ -67,17 +80,11 @@ pub struct ProxyLink {
 }
 
 impl ProxyLink {
-    fn new(
-        server: ServerRow,
-        line: Option<Line>,
-        known: Option<LastKnown>,
-        revoked: bool,
-        now: Timestamp,
-    ) -> Arc<Self> {
+    fn new(server: ServerRow, line: Option<Line>, known: Option<LastKnown>, revoked: bool) -> Arc<Self> {
         let health = Health {
             last_known: known.unwrap_or_default(),
             incarnation: String::new(),
-            last_heard: now,
+            last_heard: None,
             online: false,
             trouble: None,
             revoked,
@@ -119,7 +126,7 @@ impl ProxyLink {
     /// Returns once it answers a heartbeat that is younger than this call: the process that does.
     pub async fn answers_again(&self) -> String {
         let (called, mut health) = (Timestamp::now(), self.health.subscribe());
-        let heard = health.wait_for(|health| health.online && health.last_heard >= called).await;
+        let heard = health.wait_for(|health| health.online && health.last_heard >= Some(called)).await;
         heard.map(|health| health.incarnation.clone()).unwrap_or_default()
     }
 
@@ -173,7 +180,7 @@ pub struct Proxies {
 
 impl Proxies {
     /// Proxies in this process, and those that joined before; nothing is connected yet.
-    pub fn new(local: Vec<(ServerRow, LocalProxy)>, joined: Vec<JoinedRow>, now: Timestamp) -> Self {
+    pub fn new(local: Vec<(ServerRow, LocalProxy)>, joined: Vec<JoinedRow>) -> Self {
         let mut links = BTreeMap::new();
         for (server, proxy) in local {
             let connector = tower::service_fn(move |_: Uri| {
@@ -182,12 +189,12 @@ impl Proxies {
                 std::future::ready(Ok::<TokioIo<DuplexStream>, std::io::Error>(TokioIo::new(ours)))
             });
             let line = Line::in_memory(endpoint().connect_with_connector_lazy(connector));
-            links.insert(server.id, ProxyLink::new(server, Some(line), None, false, now));
+            links.insert(server.id, ProxyLink::new(server, Some(line), None, false));
         }
         let remote = joined.into_iter().filter(|row| !row.keys.is_empty() || row.revoked_us.is_some());
         for JoinedRow { server, last_known, revoked_us, .. } in remote {
             let revoked = revoked_us.is_some();
-            links.entry(server.id).or_insert_with(|| ProxyLink::new(server, None, last_known, revoked, now));
+            links.entry(server.id).or_insert_with(|| ProxyLink::new(server, None, last_known, revoked));
         }
         Proxies { links: RwLock::new(links), running: Mutex::default(), probes: watch::Sender::default() }
     }
@@ -208,8 +215,8 @@ impl Proxies {
     }
 
     /// A machine joined, or joined again. What was known of it under this id ends.
-    fn add(&self, server: ServerRow, now: Timestamp) -> Arc<ProxyLink> {
-        let link = ProxyLink::new(server, None, None, false, now);
+    fn add(&self, server: ServerRow) -> Arc<ProxyLink> {
+        let link = ProxyLink::new(server, None, None, false);
         let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = links.insert(link.server.id, link.clone()) {
             old.gone.cancel();
@@ -259,6 +266,7 @@ fn managed_server(link: &ProxyLink, running_tasks: u32) -> ManagedServer {
             server_version: env!("CARGO_PKG_VERSION").into(),
             newer: theirs > GENERATION,
         },
+        (health, _) if health.never_connected() => ServerState::NeverConnected,
         _ => ServerState::Offline { since: health.last_heard },
     };
     let known = health.last_known;

@@ -172,7 +172,7 @@ async fn assemble(
         retention: RetentionQueue::default(),
         uses: Arc::default(),
         hub,
-        proxies: Proxies::new(local, joined, started),
+        proxies: Proxies::new(local, joined),
         proxy_address,
         token: state_dir.token()?,
         state_dir: state_dir.path().to_path_buf(),

@@ -144,6 +144,7 @@ fn planned(place: Vms, free_slots: u32, waited_ms: u64) -> Result<Planned> {
             vm,
             credential: credential(vm),
             policy: &ProxyPolicy::Automatic,
+            in_guest: true,
             at_hypervisor: true,
             repository: Some(RepositoryId(Uuid::nil())),
             tried: &[],

@@ -3,7 +3,7 @@
 use super::{Situation, WaitingTask};
 use crate::ids::HostId;
 use crate::infrastructure::{CredentialKind, ManagedServer, Platform, Vm, covers};
-use crate::selection::{Request, feasible, feasible_as_fallback};
+use crate::selection::{Request, feasible, feasible_as_fallback, feasible_without_guest};
 use crate::settings::ProxyPolicy;
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -18,6 +18,7 @@ struct KindKey<'a> {
     has_endpoint: bool,
     /// Hosts that the same servers reach are as good as one.
     host: HostClass,
+    in_guest: bool,
     at_hypervisor: bool,
     policy: &'a ProxyPolicy,
 }
@@ -133,6 +134,7 @@ impl<'a> Fleet<'a> {
             credential: task.credential,
             has_endpoint: task.vm.has_endpoint(),
             host: self.hosts.get(&task.vm.host).copied().unwrap_or_default(),
+            in_guest: task.in_guest,
             at_hypervisor: task.at_hypervisor,
             policy: task.policy,
         };
@@ -152,9 +154,13 @@ impl<'a> Fleet<'a> {
             tried: &[],
             now,
         };
-        let feasible: Vec<bool> = self.servers.iter().map(|server| feasible(server, &request).is_ok()).collect();
+        let able = |server: &ManagedServer| match task.in_guest {
+            true => feasible(server, &request).is_ok(),
+            false => feasible_without_guest(server, &request).is_ok(),
+        };
+        let feasible: Vec<bool> = self.servers.iter().map(|server| able(server)).collect();
         let fallback = (0..self.servers.len())
-            .filter(|i| !feasible[*i] && feasible_as_fallback(self.servers[*i], &request).is_ok())
+            .filter(|i| task.in_guest && !feasible[*i] && feasible_as_fallback(self.servers[*i], &request).is_ok())
             .collect();
         let members = (0..self.servers.len()).filter(|i| feasible[*i]).collect();
         self.kinds.push(Kind { feasible, members, fallback, full: false });

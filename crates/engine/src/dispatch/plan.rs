@@ -48,7 +48,7 @@ pub fn dispatch(situation: &Situation, queue: &[WaitingTask], now: Timestamp) ->
                 plan.assignments.push(Assignment {
                     task: task.task,
                     server: fleet.servers[server].id,
-                    tier: Tier::ALL[group % Tier::ALL.len()],
+                    tier: task.in_guest.then_some(Tier::ALL[group % Tier::ALL.len()]),
                     recently_failed: group >= Tier::ALL.len(),
                 });
             }
@@ -94,9 +94,10 @@ fn pick<'a>(fleet: &mut Fleet<'a>, room: &Room, situation: &Situation, task: &Wa
         return Pick::Wait(Because::Slots);
     }
 
-    let local = fleet.local_to(task.vm);
-    let scan =
-        Scan { fleet, situation, task, now, local: &local, may_have_failed: situation.failures.any_of(task.vm.id) };
+    // Where the guest is left alone, neither its network nor who failed to reach it matters.
+    let local = if task.in_guest { fleet.local_to(task.vm) } else { Vec::new() };
+    let may_have_failed = task.in_guest && situation.failures.any_of(task.vm.id);
+    let scan = Scan { fleet, situation, task, now, local: &local, may_have_failed };
     let groups = if stands_in {
         scan.over(fallback)
     } else {
@@ -144,7 +145,11 @@ impl Scan<'_, '_> {
             let near = !self.local.is_empty() && self.local.binary_search(&index).is_ok();
             let failed =
                 self.may_have_failed && self.situation.failures.recent(self.task.vm.id, server.id, self.now).is_some();
-            let tier = Tier::of(near, server.is_backup_server) as usize;
+            let tier = match self.task.in_guest {
+                true => Tier::of(near, server.is_backup_server) as usize,
+                // The backup server first, then the others.
+                false => usize::from(!server.is_backup_server),
+            };
             let group = &mut groups[tier + if failed { Tier::ALL.len() } else { 0 }];
             group.exists = true;
             let load = self.fleet.load[index];

@@ -1,6 +1,7 @@
 //! The choice with its reasons: who was chosen, and what stands against every other server. Chooses nothing itself.
 
-use super::{Rank, Rejection, Request, Tier, choose, feasible, feasible_as_fallback, rank};
+use super::{Rank, Rejection, Request, Tier, choose, feasible, feasible_as_fallback, feasible_without_guest, rank};
+use crate::failover::RememberedFailure;
 use crate::ids::{ServerId, VmId};
 use crate::infrastructure::{ChannelKind, ManagedServer};
 use crate::licence::Licence;
@@ -109,9 +110,18 @@ pub struct Decision {
     pub others: Vec<Verdict>,
     /// What else a person should know.
     pub note: Option<Note>,
+    /// Failures with this VM that still count, of servers that could serve it.
+    #[serde(default)]
+    pub failures: Vec<RememberedFailure>,
 }
 
 impl Decision {
+    /// The failure with this VM that is remembered of a server that could serve it, in a sentence.
+    pub fn failure_of(&self, server: ServerId) -> Option<String> {
+        let failure = self.failures.iter().find(|failure| failure.server == server)?;
+        Some(failed_lately(failure.at, &failure.cause))
+    }
+
     /// How many servers could still take over if the chosen one failed.
     pub fn next_in_line(&self) -> usize {
         self.others.iter().filter(|verdict| matches!(verdict.judgement, Judgement::Feasible { .. })).count()
@@ -171,13 +181,27 @@ pub fn select(request: &Request) -> Decision {
     } else {
         stood_in.then_some(Note::BackupServerTookOver)
     };
+    let able = chosen.iter().map(|chosen| chosen.server).chain(feasible_others.iter().map(|(rank, _)| rank.id));
+    let failures =
+        able.filter_map(|server| request.failures.recent(request.vm.id, server, request.now).cloned()).collect();
     Decision {
         vm: request.vm.id,
         vm_name: request.vm.name.clone(),
         chosen,
         others: feasible_others.into_iter().map(|(_, verdict)| verdict).chain(rejected).collect(),
         note,
+        failures,
     }
+}
+
+/// What stands against every server where a backup that leaves the guest alone finds nobody to make it.
+pub fn nobody_without_guest(request: &Request) -> Decision {
+    let rejection = |server| feasible_without_guest(server, request).err();
+    let against = |server| Some(verdict(server, Judgement::Rejected { reason: rejection(server)? }));
+    let mut others: Vec<Verdict> = request.servers.iter().filter_map(against).collect();
+    others.sort_by(|a, b| (&a.name, a.server).cmp(&(&b.name, b.server)));
+    let (vm, vm_name) = (request.vm.id, request.vm.name.clone());
+    Decision { vm, vm_name, chosen: None, others, note: None, failures: Vec::new() }
 }
 
 fn verdict(server: &ManagedServer, judgement: Judgement) -> Verdict {
@@ -202,11 +226,15 @@ fn behind(rank: &Rank, best: &Rank, server: &ManagedServer, request: &Request) -
     }
 }
 
+fn failed_lately(at: Timestamp, cause: &str) -> String {
+    format!("it failed with this VM at {at:.0} ({cause}) and ranks last for 15 minutes")
+}
+
 impl fmt::Display for Behind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::RecentlyFailed { at, cause } => {
-                write!(f, "it failed with this VM at {at} ({cause}) and ranks last for 15 minutes")
+                write!(f, "{}", failed_lately(*at, cause))
             }
             Self::OtherNetwork => f.write_str("it is not in the VM's network"),
             Self::BackupServer => f.write_str("it is the backup server, which comes after proxies as near"),

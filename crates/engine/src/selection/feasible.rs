@@ -18,11 +18,14 @@ pub enum Rejection {
     #[error("it does not have the role guest interaction proxy")]
     RoleDisabled,
     /// No heartbeat.
-    #[error("it is offline since {since}")]
+    #[error("it is offline{}", heard_until(*.since))]
     Offline {
-        /// When it was last heard of.
-        since: Timestamp,
+        /// When it was last heard of; `None`: not since the backup server started.
+        since: Option<Timestamp>,
     },
+    /// Nothing is known of it.
+    #[error("it has not connected yet: see whether its proxy runs and reaches the backup server")]
+    NeverConnected,
     /// No new tasks.
     #[error("it is draining: it finishes its tasks and takes no new ones")]
     Draining,
@@ -111,16 +114,30 @@ pub enum Rejection {
     AlreadyTried,
 }
 
+fn heard_until(heard: Option<Timestamp>) -> String {
+    match heard {
+        Some(at) => format!(" since {at:.0}"),
+        None => ": it has not connected since the backup server started".into(),
+    }
+}
+
 /// Whether the server can work on the VM: the channel it would use, or the first reason against it.
 pub fn feasible(server: &ManagedServer, request: &Request) -> Result<ChannelKind, Rejection> {
     ready(server, request)?;
-    if let ProxyPolicy::Prefer { servers, .. } = request.policy_in_force()
-        && !servers.contains(&server.id)
-    {
-        return Err(Rejection::NotPreferred);
-    }
+    preferred(server, request)?;
     licensed(server, request)?;
     way_to(server, request)
+}
+
+/// Whether the server can make a backup that leaves the guest alone, which takes a way to the hypervisor and none into the guest.
+/// What a job prefers is about guests, so the backup server may in any case; for others the policy holds as the licence does.
+pub fn feasible_without_guest(server: &ManagedServer, request: &Request) -> Result<(), Rejection> {
+    ready(server, request)?;
+    if !server.is_backup_server {
+        preferred(server, request)?;
+        licensed(server, request)?;
+    }
+    at_hypervisor(server, request)
 }
 
 /// Whether the server can stand in where none of the job's preferred servers can serve the VM. Only the backup
@@ -141,6 +158,7 @@ fn ready(server: &ManagedServer, request: &Request) -> Result<(), Rejection> {
     match &server.state {
         ServerState::Online => {}
         ServerState::Offline { since } => return Err(Rejection::Offline { since: *since }),
+        ServerState::NeverConnected => return Err(Rejection::NeverConnected),
         ServerState::Draining => return Err(Rejection::Draining),
         ServerState::Disabled => return Err(Rejection::Disabled),
         ServerState::Incompatible { version, server_version, newer } => {
@@ -158,6 +176,13 @@ fn ready(server: &ManagedServer, request: &Request) -> Result<(), Rejection> {
     Ok(())
 }
 
+fn preferred(server: &ManagedServer, request: &Request) -> Result<(), Rejection> {
+    match request.policy_in_force() {
+        ProxyPolicy::Prefer { servers, .. } if !servers.contains(&server.id) => Err(Rejection::NotPreferred),
+        ProxyPolicy::Prefer { .. } | ProxyPolicy::Automatic => Ok(()),
+    }
+}
+
 fn licensed(server: &ManagedServer, request: &Request) -> Result<(), Rejection> {
     match request.licence {
         crate::licence::Licence::Socket { edition }
@@ -172,15 +197,20 @@ fn licensed(server: &ManagedServer, request: &Request) -> Result<(), Rejection> 
 /// The channel to the guest, where the server also reaches what else the task works at.
 fn way_to(server: &ManagedServer, request: &Request) -> Result<ChannelKind, Rejection> {
     let channel = channel_to(server, request)?;
-    if request.at_hypervisor && !server.hosts_reached.contains(&request.vm.host) {
-        return Err(Rejection::HypervisorNotReached { host: request.vm.host });
+    if request.at_hypervisor {
+        at_hypervisor(server, request)?;
     }
     Ok(channel)
 }
 
+fn at_hypervisor(server: &ManagedServer, request: &Request) -> Result<(), Rejection> {
+    let host = request.vm.host;
+    if server.hosts_reached.contains(&host) { Ok(()) } else { Err(Rejection::HypervisorNotReached { host }) }
+}
+
 /// The first of the server's channels that reaches the guest with the credential, whatever policy, licence and the
 /// server's present state say.
-pub fn channel_to(server: &ManagedServer, request: &Request) -> Result<ChannelKind, Rejection> {
+fn channel_to(server: &ManagedServer, request: &Request) -> Result<ChannelKind, Rejection> {
     let vm = request.vm;
     let credential = request.credential;
     let guest_os = vm.guest_os_with(credential).ok_or(Rejection::GuestOsUnknown)?;

@@ -5,7 +5,7 @@ use crate::failover::FailureMemory;
 use crate::ids::{ServerId, VmId};
 use crate::infrastructure::{ManagedServer, Platform, ServerState, Vm};
 use crate::job::Job;
-use crate::selection::{Rejection, Request, WindowsGuestsFrom, channel_to, choose, feasible};
+use crate::selection::{Rejection, Request, WindowsGuestsFrom, choose, feasible, feasible_as_fallback};
 use crate::settings::{Fallback, ProxyPolicy};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,15 +19,19 @@ struct InScope<'a> {
 
 pub(super) fn check(job: &Job, infrastructure: &Infrastructure, findings: &mut Findings) {
     let scope = in_scope(job, infrastructure, findings);
-    // Whoever is offline, draining or full now may be back when the job runs; what is lasting counts.
+    // Whoever is offline, draining or full now may be back when the job runs. What is lasting counts: a person or another release
+    // would have to come first. Of who never connected nothing is known.
     let servers: Vec<ManagedServer> = infrastructure
         .servers
         .iter()
         .cloned()
         .map(|server| ManagedServer {
             state: match server.state {
-                ServerState::Disabled => ServerState::Disabled,
-                _ => ServerState::Online,
+                ServerState::Online | ServerState::Offline { .. } | ServerState::Draining => ServerState::Online,
+                lasting @ (ServerState::Disabled
+                | ServerState::Revoked
+                | ServerState::Incompatible { .. }
+                | ServerState::NeverConnected) => lasting,
             },
             ..server
         })
@@ -42,6 +46,9 @@ pub(super) fn check(job: &Job, infrastructure: &Infrastructure, findings: &mut F
         let request = request(entry, &servers, infrastructure, &memory);
         let own = servers.iter().any(|server| feasible(server, &request).is_ok());
         match (&entry.policy, choose(&request)) {
+            // That is said of the server; who serves the VM is not known.
+            (ProxyPolicy::Prefer { servers: preferred, .. }, _)
+                if !own && may_come(preferred, &servers, infrastructure) => {}
             (ProxyPolicy::Prefer { .. }, Some(_)) if !own => {
                 backup_server.push(entry.vm.name.clone());
             }
@@ -143,9 +150,15 @@ fn unable(scope: &[InScope], servers: &[ManagedServer], infrastructure: &Infrast
     let memory = FailureMemory::default();
     for server in servers {
         let mut against: Option<(String, Rejection)> = None;
-        let preferring = scope.iter().filter(
+        let mut preferring = scope.iter().filter(
             |entry| matches!(&entry.policy, ProxyPolicy::Prefer { servers, .. } if servers.contains(&server.id)),
         );
+        if server.state == ServerState::NeverConnected {
+            if preferring.next().is_some() {
+                findings.warnings.push(JobWarning::PreferredServerNeverConnected { server: server.name.clone() });
+            }
+            continue;
+        }
         let mut able = false;
         for entry in preferring {
             match feasible(server, &request(entry, servers, infrastructure, &memory)) {
@@ -183,15 +196,29 @@ fn request<'r>(
     }
 }
 
-/// The reason that is most about the VM: a proxy's missing channel says more than another server's missing role.
+/// Whether a preferred server, once it connects, may turn out to be able.
+fn may_come(preferred: &[ServerId], servers: &[ManagedServer], infrastructure: &Infrastructure) -> bool {
+    let unknown = |server: &ManagedServer| server.role_enabled && server.state == ServerState::NeverConnected;
+    infrastructure.licence.admits_proxies()
+        && servers.iter().any(|server| unknown(server) && preferred.contains(&server.id))
+}
+
+/// The reason that is most about the VM: a proxy's missing channel says more than that another server is out of use, and that more
+/// than who was not asked for.
 fn nearest_reason(servers: &[ManagedServer], request: &Request) -> String {
-    let named = |server: &ManagedServer, reason: Rejection| format!("{}: {reason}", server.name);
-    let with_role = servers.iter().filter(|server| server.role_enabled);
-    let about_channel =
-        with_role.clone().find_map(|server| channel_to(server, request).err().map(|reason| named(server, reason)));
-    about_channel
-        .or_else(|| {
-            servers.iter().find_map(|server| feasible(server, request).err().map(|reason| named(server, reason)))
-        })
-        .unwrap_or_else(|| "no server was added to the backup infrastructure".into())
+    let against = |server| match feasible_as_fallback(server, request) {
+        Err(Rejection::NotPreferred) => feasible(server, request).err(),
+        judged => judged.err(),
+    };
+    let nearness = |(_, reason): &(&ManagedServer, Rejection)| match reason {
+        Rejection::Disabled | Rejection::Revoked | Rejection::Incompatible { .. } | Rejection::NoSlots => 1,
+        Rejection::RoleDisabled => 2,
+        Rejection::NeverConnected => 3,
+        Rejection::NotPreferred | Rejection::NotLicensed { .. } => 4,
+        _ => 0,
+    };
+    let nearest = servers.iter().filter_map(|server| Some((server, against(server)?))).min_by_key(nearness);
+    nearest.map_or("no server was added to the backup infrastructure".into(), |(server, reason)| {
+        format!("{}: {reason}", server.name)
+    })
 }

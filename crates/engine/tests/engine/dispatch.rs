@@ -8,10 +8,10 @@ use jiff::Timestamp;
 use lull_engine::dispatch::{Because, Limits, Plan, SPILL_AFTER_MS, Situation, WaitingTask, dispatch};
 use lull_engine::failover::FailureMemory;
 use lull_engine::ids::{HostId, JobId, RepositoryId, ServerId, TaskId};
-use lull_engine::infrastructure::{CredentialKind, ManagedServer, Platform, Vm};
-use lull_engine::licence::Licence;
-use lull_engine::selection::{Request, SelectionRules, Tier, select};
-use lull_engine::settings::ProxyPolicy;
+use lull_engine::infrastructure::{CredentialKind, ManagedServer, Platform, ServerState, Vm};
+use lull_engine::licence::{Edition, Licence};
+use lull_engine::selection::{Request, SelectionRules, Tier, nobody_without_guest, select};
+use lull_engine::settings::{Fallback, ProxyPolicy};
 use proptest::prelude::*;
 use proptest::sample::subsequence;
 use std::collections::BTreeMap;
@@ -24,6 +24,7 @@ struct Entry {
     vm: Vm,
     credential: Option<CredentialKind>,
     policy: ProxyPolicy,
+    in_guest: bool,
     at_hypervisor: bool,
     repository: Option<RepositoryId>,
     held_up_at: Option<Timestamp>,
@@ -67,6 +68,7 @@ impl Queue {
             vm: vm(task, net),
             credential: Some(CredentialKind::SshKey),
             policy: ProxyPolicy::Automatic,
+            in_guest: true,
             at_hypervisor: true,
             repository: Some(repository_id(0)),
             held_up_at: None,
@@ -97,6 +99,7 @@ impl Queue {
                 vm: &entry.vm,
                 credential: entry.credential,
                 policy: &entry.policy,
+                in_guest: entry.in_guest,
                 at_hypervisor: entry.at_hypervisor,
                 repository: entry.repository,
                 held_up_at: entry.held_up_at,
@@ -175,7 +178,7 @@ fn a_server_that_failed_with_the_vm_is_the_last_tier() {
     let mut queue = Queue::new(vec![with_slots(1, 1), backup_server()]).waits(1, 1, 1, 0);
     queue.failures.remember(failure(queue.entries[0].vm.id, server_id(1), at_ms(-1_000)));
     check(&queue, &[(1, 0)], &[]);
-    assert_eq!(queue.plan().assignments[0].tier, Tier::RemoteBackupServer);
+    assert_eq!(queue.plan().assignments[0].tier, Some(Tier::RemoteBackupServer));
     queue.servers[1].running_tasks = 4;
     check(&queue, &[], &[1]);
     queue.entries[0].waiting_since = at_ms(-60_000);
@@ -270,6 +273,50 @@ fn a_task_that_nobody_can_serve_is_told_apart_from_one_that_waits() {
     assert_eq!((plan.unservable, plan.waiting), (vec![task_id(1)], vec![]));
 }
 
+/// A backup of a VM whose guest is left alone.
+fn left_alone(servers: Vec<ManagedServer>) -> Queue {
+    let mut queue = Queue::new(servers).waits(1, 1, 1, 0);
+    queue.entries[0].in_guest = false;
+    queue.entries[0].credential = None;
+    queue
+}
+
+#[test]
+fn a_backup_that_leaves_its_guest_alone_is_the_backup_servers_even_where_a_proxy_is_nearer() {
+    let queue = left_alone(vec![backup_server(), with_slots(1, 4)]);
+    check(&queue, &[(1, 0)], &[]);
+    assert_eq!(queue.plan().assignments[0].tier, None);
+    // Neither the guest's failures nor what the job prefers for guests changes that.
+    let mut queue = left_alone(vec![backup_server(), with_slots(1, 4)]);
+    queue.failures = vec![failure(queue.entries[0].vm.id, server_id(0), at_ms(-1))].into();
+    queue.entries[0].policy = ProxyPolicy::Prefer { servers: vec![server_id(1)], fallback: Fallback::None };
+    check(&queue, &[(1, 0)], &[]);
+}
+
+#[test]
+fn without_the_backup_server_a_proxy_that_the_job_and_the_licence_admit_makes_the_snapshot() {
+    let disabled = ManagedServer { state: ServerState::Disabled, ..backup_server() };
+    let mut queue = left_alone(vec![disabled, with_slots(1, 4), with_slots(2, 4)]);
+    check(&queue, &[(1, 1)], &[]);
+    queue.entries[0].policy = ProxyPolicy::Prefer { servers: vec![server_id(2)], fallback: Fallback::None };
+    check(&queue, &[(1, 2)], &[]);
+    queue.licence = Licence::Socket { edition: Edition::Standard };
+    assert_eq!(queue.plan().unservable, [task_id(1)]);
+    let said = nobody_without_guest(&queue.request(&queue.entries[0], &queue.servers)).to_string();
+    let lines: Vec<&str> = said.lines().map(str::trim).collect();
+    assert_eq!(lines[..2], ["vm-1: no server can serve it", "backup: cannot: an administrator disabled it"]);
+    assert!(lines[2].starts_with("lin-1: cannot: the socket licence"), "{said}");
+}
+
+#[test]
+fn a_proxy_makes_the_snapshot_after_a_minute_without_a_slot_of_the_backup_server() {
+    let full = ManagedServer { running_tasks: 4, ..backup_server() };
+    let mut queue = left_alone(vec![full, with_slots(1, 4)]);
+    check(&queue, &[], &[1]);
+    queue.entries[0].waiting_since = at_ms(-60_000);
+    check(&queue, &[(1, 1)], &[]);
+}
+
 prop_compose! {
     fn any_limits()(
         per_host in prop::option::weighted(0.3, 1u32..5),
@@ -287,6 +334,7 @@ prop_compose! {
         job in 0u128..3,
         credential in any_credential(),
         policy in any_policy(),
+        in_guest in prop::bool::weighted(0.7),
         at_hypervisor in any::<bool>(),
         repository in prop::option::of((0u128..2).prop_map(repository_id)),
         held_up_ms in prop::option::of(0i64..400_000),
@@ -299,7 +347,8 @@ prop_compose! {
             vm,
             credential,
             policy,
-            at_hypervisor,
+            in_guest,
+            at_hypervisor: at_hypervisor || !in_guest,
             repository,
             held_up_at: held_up_ms.map(|ms| at_ms(-ms)),
             tried,
@@ -345,9 +394,36 @@ fn loaded(queue: &Queue, plan: &Plan, assignments: usize) -> Vec<ManagedServer> 
     servers
 }
 
+/// The rule for a backup that leaves its guest alone, told once more as naively as possible: the backup server, then the others, with
+/// the fewest tasks first.
+fn without_guest(queue: &Queue, entry: &Entry, servers: &[ManagedServer]) -> Vec<(Group, Vec<ServerId>)> {
+    let standard = queue.licence == Licence::Socket { edition: Edition::Standard };
+    let admitted = |server: &ManagedServer| match &entry.policy {
+        _ if server.is_backup_server => true,
+        _ if standard => false,
+        ProxyPolicy::Prefer { servers, .. } => servers.contains(&server.id),
+        ProxyPolicy::Automatic => true,
+    };
+    let able = |server: &&ManagedServer| {
+        let ready = server.role_enabled && server.state == ServerState::Online && server.slots > 0;
+        let reaches = server.hosts_reached.contains(&entry.vm.host);
+        ready && reaches && admitted(server) && !entry.tried.contains(&server.id)
+    };
+    let mut able: Vec<&ManagedServer> = servers.iter().filter(able).collect();
+    able.sort_by_key(|server| (server.running_tasks, server.id));
+    let (own, others): (Vec<&ManagedServer>, Vec<_>) = able.into_iter().partition(|server| server.is_backup_server);
+    let groups = [own, others].into_iter().filter(|group| !group.is_empty());
+    groups.map(|group| ((false, None), group.into_iter().map(|server| server.id).collect())).collect()
+}
+
+type Group = (bool, Option<Tier>);
+
 /// The groups of servers that may take the task, best first, told by asking `select` again and again.
-fn groups(queue: &Queue, entry: &Entry, servers: &[ManagedServer]) -> Vec<((bool, Tier), Vec<ServerId>)> {
-    let mut groups: Vec<((bool, Tier), Vec<ServerId>)> = Vec::new();
+fn groups(queue: &Queue, entry: &Entry, servers: &[ManagedServer]) -> Vec<(Group, Vec<ServerId>)> {
+    if !entry.in_guest {
+        return without_guest(queue, entry, servers);
+    }
+    let mut groups: Vec<(Group, Vec<ServerId>)> = Vec::new();
     let mut entry = entry.clone();
     // While a preferred server is left, the fallback does not count; so only the first pool is asked.
     let preferred = |id: &ServerId| match &entry.policy {
@@ -367,7 +443,7 @@ fn groups(queue: &Queue, entry: &Entry, servers: &[ManagedServer]) -> Vec<((bool
         order.push(chosen);
     }
     for chosen in order {
-        let key = (chosen.recently_failed, chosen.tier);
+        let key = (chosen.recently_failed, Some(chosen.tier));
         match groups.last_mut() {
             Some((last, members)) if *last == key => members.push(chosen.server),
             _ => groups.push((key, vec![chosen.server])),
@@ -386,9 +462,10 @@ proptest! {
             server.slots = server.slots.min(1) * (server.running_tasks + 1);
         }
         queue.limits = Limits::default();
+        queue.entries[0].in_guest = true;
         let plan = queue.plan();
         let chosen = select(&queue.request(&queue.entries[0], &queue.servers)).chosen;
-        prop_assert_eq!(plan.assignments.first().map(|a| (a.server, a.tier)), chosen.map(|c| (c.server, c.tier)));
+        prop_assert_eq!(plan.assignments.first().map(|a| (a.server, a.tier)), chosen.map(|c| (c.server, Some(c.tier))));
     }
 
     #[test]
@@ -448,7 +525,7 @@ proptest! {
         }
         for task in &plan.unservable {
             let entry = queue.entries.iter().find(|e| e.task == *task).expect("its entry");
-            prop_assert_eq!(select(&queue.request(entry, &servers)).chosen, None);
+            prop_assert_eq!(groups(&queue, entry, &servers), []);
         }
     }
 

@@ -125,7 +125,7 @@ fn every_server_that_cannot_says_why() {
     }
     let servers = vec![
         local(1, |s| s.role_enabled = false),
-        local(2, |s| s.state = ServerState::Offline { since: at_ms(-30_000) }),
+        local(2, |s| s.state = ServerState::Offline { since: Some(at_ms(-29_877)) }),
         local(3, |s| s.state = ServerState::Draining),
         local(4, |s| s.state = ServerState::Disabled),
         local(5, |s| s.slots = 0),
@@ -135,6 +135,8 @@ fn every_server_that_cannot_says_why() {
         local(9, |s| s.state = apart(false)),
         local(10, |s| s.state = apart(true)),
         local(11, |s| s.state = ServerState::Revoked),
+        local(12, |s| s.state = ServerState::Offline { since: None }),
+        local(13, |s| s.state = ServerState::NeverConnected),
     ];
     check(
         &World::new(vm(1, 1), servers),
@@ -142,6 +144,8 @@ fn every_server_that_cannot_says_why() {
   lin-1: cannot: it does not have the role guest interaction proxy
   lin-10: cannot: it runs release 0.4.0, the backup server 0.1.0, which is too far apart: upgrade the backup server
   lin-11: cannot: it was revoked: to be used again it has to join anew, with a new token
+  lin-12: cannot: it is offline: it has not connected since the backup server started
+  lin-13: cannot: it has not connected yet: see whether its proxy runs and reaches the backup server
   lin-2: cannot: it is offline since 2030-01-01T11:59:30Z
   lin-3: cannot: it is draining: it finishes its tasks and takes no new ones
   lin-4: cannot: an administrator disabled it
@@ -243,7 +247,7 @@ fn only_preferred_servers_are_used_while_one_of_them_can() {
 
 #[test]
 fn the_backup_server_takes_over_where_no_preferred_server_can() {
-    let offline = ManagedServer { state: ServerState::Offline { since: at_ms(-20_000) }, ..proxy(2, Linux) };
+    let offline = ManagedServer { state: ServerState::Offline { since: Some(at_ms(-20_000)) }, ..proxy(2, Linux) };
     let servers = vec![proxy(1, Linux), offline, backup_server()];
     let world = World::new(vm(1, 1), servers).prefer(&[server_id(2)], Fallback::BackupServer);
     check(

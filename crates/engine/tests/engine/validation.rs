@@ -96,8 +96,59 @@ fn an_unknown_guest_with_a_windows_credential_is_a_windows_guest() {
 
 #[test]
 fn a_server_that_is_only_offline_is_no_finding() {
-    let offline = ManagedServer { state: ServerState::Offline { since: at_ms(-1) }, ..proxy(1, Windows) };
+    let offline = ManagedServer { state: ServerState::Offline { since: Some(at_ms(-1)) }, ..proxy(1, Windows) };
     check(&prefer(job(&[1, 2]), &[1], Fallback::None), &site(vec![offline]), &[]);
+}
+
+#[test]
+fn a_revoked_server_is_not_silently_preferred() {
+    let apart = ServerState::Incompatible { version: "0.1.0".into(), server_version: "0.4.0".into(), newer: false };
+    let apart_words = "it runs release 0.1.0, the backup server 0.4.0, which is too far apart: upgrade it";
+    let revoked_words = "it was revoked: to be used again it has to join anew, with a new token";
+    for (state, words) in [(ServerState::Revoked, revoked_words), (apart, apart_words)] {
+        let site = site(vec![backup_server(), ManagedServer { state, ..proxy(1, Linux) }]);
+        let unable = format!("W preferred server lin-1 cannot serve any VM in scope: for vm-1, {words}");
+        let nobody = "E none of the preferred servers can serve vm-1, and the backup server may not take over: tick another \
+                      server or allow the fallback";
+        check(&prefer(job(&[1]), &[1], Fallback::None), &site, &[nobody, &unable]);
+        let takes_over = "W none of the preferred servers can serve vm-1: the backup server will take over";
+        check(&prefer(job(&[1]), &[1], Fallback::BackupServer), &site, &[takes_over, &unable]);
+    }
+}
+
+/// It joined and told nothing yet.
+fn never_connected(n: u8) -> ManagedServer {
+    let (channels, networks, hosts_reached) = (Vec::new(), Vec::new(), Vec::new());
+    let state = ServerState::NeverConnected;
+    ManagedServer { state, channels, networks, hosts_reached, slots: 0, ..proxy(n, Linux) }
+}
+
+#[test]
+fn a_preferred_server_that_never_connected_is_said_to_be_unknown_and_not_unable() {
+    let site = site(vec![backup_server(), never_connected(1)]);
+    let unknown = "W preferred server lin-1 has not connected yet: whether it can serve the VMs in scope is not known";
+    for fallback in [Fallback::None, Fallback::BackupServer] {
+        check(&prefer(job(&[1]), &[1], fallback), &site, &[unknown]);
+    }
+    check(&job(&[1]), &site, &[]);
+}
+
+#[test]
+fn a_server_that_never_connected_does_not_hide_why_the_others_cannot() {
+    let disabled = |server: ManagedServer| ManagedServer { state: ServerState::Disabled, ..server };
+    let mut site = site(vec![never_connected(3), disabled(backup_server()), disabled(proxy(1, Linux))]);
+    check(
+        &prefer(job(&[1]), &[1], Fallback::BackupServer),
+        &site,
+        &[
+            "W no server can serve vm-1: backup: an administrator disabled it",
+            "W preferred server lin-1 cannot serve any VM in scope: for vm-1, an administrator disabled it",
+        ],
+    );
+    check(&job(&[1]), &site, &["W no server can serve vm-1: backup: an administrator disabled it"]);
+    site.servers.truncate(1);
+    let yet = "it has not connected yet: see whether its proxy runs and reaches the backup server";
+    check(&job(&[1]), &site, &[&format!("W no server can serve vm-1: lin-3: {yet}")]);
 }
 
 #[test]
@@ -250,8 +301,10 @@ proptest! {
             validate_job(&job, &Infrastructure { servers, vms, credentials, licence: *licence, rules: *rules })
         };
         let online = |server: &ManagedServer| match server.state {
-            ServerState::Disabled => server.clone(),
-            _ => ManagedServer { state: ServerState::Online, ..server.clone() },
+            ServerState::Offline { .. } | ServerState::Draining => {
+                ManagedServer { state: ServerState::Online, ..server.clone() }
+            }
+            _ => server.clone(),
         };
         let online: Vec<ManagedServer> = site.servers.iter().map(online).collect();
         let found = findings(&site.servers);
@@ -278,7 +331,10 @@ proptest! {
                 .warnings
                 .iter()
                 .any(|warning| matches!(warning, JobWarning::NobodyServes { vm: name, .. } if *name == vm.name));
-            prop_assert_eq!(refused || warned, chosen.is_none(), "{}: {:?}", vm.name, found);
+            prop_assert!(chosen.is_none() || !(refused || warned), "{}: {:?}", vm.name, found);
+            // What a preferred server that never connected could do is not known, and that is said of the server.
+            let unknown = found.warnings.iter().any(|w| matches!(w, JobWarning::PreferredServerNeverConnected { .. }));
+            prop_assert!(chosen.is_some() || refused || warned || unknown, "{}: {:?}", vm.name, found);
             prop_assert!(!(refused && warned), "said once");
         }
     }

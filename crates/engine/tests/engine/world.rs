@@ -162,7 +162,8 @@ pub fn any_licence() -> impl Strategy<Value = Licence> {
 fn any_state() -> impl Strategy<Value = ServerState> {
     prop_oneof![
         6 => Just(ServerState::Online),
-        1 => Just(ServerState::Offline { since: at_ms(-60_000) }),
+        1 => Just(ServerState::Offline { since: Some(at_ms(-60_000)) }),
+        1 => Just(ServerState::NeverConnected),
         1 => Just(ServerState::Draining),
         1 => Just(ServerState::Disabled),
         1 => Just(ServerState::Incompatible { version: "0.1.0".into(), server_version: "0.4.0".into(), newer: false }),

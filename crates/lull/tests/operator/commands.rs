@@ -441,7 +441,7 @@ fn proxies() {
         is_backup_server: true,
         state: "online".into(),
         problem: None,
-        last_heard: "2026-03-01T12:00:00Z".into(),
+        last_heard: Some("2026-03-01T12:00:00Z".into()),
         version: "0.1.0".into(),
         networks: vec!["10.0.0.0/24".into()],
         channels: vec!["ssh".into()],

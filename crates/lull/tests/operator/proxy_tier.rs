@@ -133,7 +133,7 @@ fn what_a_proxy_may_do_is_said_in_one_word() {
         is_backup_server: false,
         state: "draining".into(),
         problem: None,
-        last_heard: "2026-03-01T12:00:00Z".into(),
+        last_heard: Some("2026-03-01T12:00:00Z".into()),
         version: "0.1.0".into(),
         networks: vec![],
         channels: vec!["ssh".into()],

@@ -134,7 +134,7 @@ async fn take_note(server: &Arc<Server>, link: &ProxyLink, said: ProxyDescriptio
     if trouble.is_some() && before.trouble != trouble {
         tracing::warn!(proxy = %link.server.name, trouble, "the proxy gets no tasks");
     }
-    let (incarnation, last_heard) = (said.incarnation, Timestamp::now());
+    let (incarnation, last_heard) = (said.incarnation, Some(Timestamp::now()));
     let mut changed = false;
     link.health.send_modify(|health| {
         // As of now: it may have been revoked since it was asked.

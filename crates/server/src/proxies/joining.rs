@@ -200,7 +200,7 @@ async fn join(server: &Arc<Server>, asked: JoinRequest) -> Result<Joined, Status
 
 /// From now on the proxy is waited for.
 fn begin(server: &Arc<Server>, managed: ServerRow) {
-    let link = server.proxies.add(managed, Timestamp::now());
+    let link = server.proxies.add(managed);
     let watched = server.clone();
     server.spawn(async move { heartbeat::watch(&watched, &link).await });
 }

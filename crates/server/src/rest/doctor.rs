@@ -5,6 +5,7 @@ use super::repositories::problem;
 use crate::addresses;
 use crate::catalog::sentence;
 use crate::disk::free_bytes;
+use crate::instant::to_the_second;
 use crate::server::Server;
 use axum::Json;
 use axum::extract::State;
@@ -73,7 +74,11 @@ fn proxies(server: &Server) -> Vec<Finding> {
             return finding(subject, "ok", "revoked", None);
         }
         if !health.online {
-            let text = format!("offline; last heard of at {}", health.last_heard);
+            let text = match health.last_heard {
+                Some(at) => format!("offline; last heard of at {}", to_the_second(at)),
+                None if health.never_connected() => "it has not connected yet".to_string(),
+                None => "offline; it has not connected since the backup server started".to_string(),
+            };
             return finding(subject, "error", text, Some("see whether it runs and reaches the backup server"));
         }
         let known = health.last_known;

@@ -155,6 +155,7 @@ fn shown(link: &ProxyLink, running_tasks: u32) -> Proxy {
         (true, _, false, Some(_)) if !fits(GENERATION, health.last_known.generation.max(1)) => "incompatible",
         (true, _, false, _) => "offline",
     };
+    let problem = health.problem();
     let known = health.last_known;
     Proxy {
         id: link.server.id,
@@ -162,8 +163,8 @@ fn shown(link: &ProxyLink, running_tasks: u32) -> Proxy {
         platform: known.platform,
         is_backup_server: link.server.is_backup_server,
         state: state.into(),
-        problem: health.trouble,
-        last_heard: rfc3339(health.last_heard),
+        problem,
+        last_heard: health.last_heard.map(rfc3339),
         version: known.version,
         networks: known.networks,
         channels: known.channels,

@@ -14,8 +14,8 @@ use jiff::Timestamp;
 use lull_api::session::EventKind;
 use lull_engine::dispatch::{Because, SPILL_AFTER_MS, Situation, WaitingTask, dispatch};
 use lull_engine::ids::{JobId, ServerId, TaskId};
-use lull_engine::infrastructure::{ManagedServer, ServerState, Vm};
-use lull_engine::selection::{Request, Tier, select};
+use lull_engine::infrastructure::{ManagedServer, Vm};
+use lull_engine::selection::{Request, Tier, nobody_without_guest, select};
 use lull_engine::session::{TaskEvent, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZero;
@@ -106,11 +106,11 @@ async fn look(server: &Arc<Server>, told: &mut Told) -> Result<u64, StoreError> 
         .map(|task| (task.row.vm, task.row.session))
         .collect();
     let vms: BTreeMap<Uuid, &Vm> = infrastructure.vms.iter().map(|vm| (vm.id.0, vm)).collect();
-    let mut running = Running::count(&tasks, &vms);
+    let running = Running::count(&tasks, &vms);
     let open_ids: BTreeSet<Uuid> = tasks.iter().map(|open| open.row.id).collect();
     told.held_up.retain(|task, _| open_ids.contains(task));
     told.recovering.retain(|task| open_ids.contains(task));
-    let (mut queue, mut limited) = (Vec::new(), Vec::new());
+    let mut queue = Vec::new();
     for open in &tasks {
         let TaskState::Waiting { since, tried, .. } = &open.row.state else { continue };
         if let Some(other) = held.get(&open.row.vm) {
@@ -123,24 +123,7 @@ async fn look(server: &Arc<Server>, told: &mut Told) -> Result<u64, StoreError> 
             nobody(server, open, explain::vm_gone(), None).await;
             continue;
         };
-        let task = Waiting { open: open.clone(), vm: (*vm).clone(), since: *since, tried: tried.clone() };
-        if open.row.work.in_guest() {
-            queue.push(task);
-        } else {
-            let (host, repository) = (task.vm.host, limits::repository(&task.open));
-            match running.full_for(host, repository, &infrastructure.limits) {
-                Some(because) => limited.push((task.open, because)),
-                None => {
-                    without_guest(server, &infrastructure, &task).await;
-                    running.take(Some(host), repository);
-                }
-            }
-        }
-    }
-    held_up(server, told, limited, infrastructure.now).await;
-    // What was given away just now takes slots too.
-    for known in &mut infrastructure.servers {
-        known.running_tasks = server.proxies.running(known.id.0);
+        queue.push(Waiting { open: open.clone(), vm: (*vm).clone(), since: *since, tried: tried.clone() });
     }
     let per_job = running_per_job(&tasks);
     let room = room_on_the_way(&tasks, infrastructure.now);
@@ -185,6 +168,7 @@ async fn assign(
             vm: &task.vm,
             credential: task.open.row.work.credential_kind,
             policy: &task.open.row.work.settings.proxies,
+            in_guest: task.open.row.work.in_guest(),
             at_hypervisor: task.open.row.work.backup.is_some(),
             repository: limits::repository(&task.open),
             held_up_at: told.held_up.get(&task.open.row.id).copied(),
@@ -210,7 +194,10 @@ async fn assign(
     for assignment in plan.assignments.iter().take(room) {
         let to = infrastructure.servers.iter().position(|s| s.id == assignment.server);
         if let (Some(task), Some(to)) = (find(assignment.task), to) {
-            let told = chosen(infrastructure, task, &infrastructure.servers[to], assignment.tier);
+            let told = match assignment.tier {
+                Some(tier) => chosen(infrastructure, task, &infrastructure.servers[to], tier),
+                None => chosen_without_guest(infrastructure, task, &infrastructure.servers[to]),
+            };
             given.push(hand_over(server, &task.open, assignment.server, told));
             // The words of the next choice count it, as the plan did.
             infrastructure.servers[to].running_tasks += 1;
@@ -218,20 +205,17 @@ async fn assign(
     }
     join_all(given).await;
     for task in plan.unservable.iter().filter_map(|id| find(*id)) {
-        let decision = select(&request(infrastructure, task));
-        if task.open.row.work.may_leave_alone() {
-            without_guest_after_all(
-                server,
-                infrastructure,
-                task,
-                &explain::nobody(&decision, task.open.row.session).cause,
-            )
-            .await;
+        let request = request(infrastructure, task);
+        let work = &task.open.row.work;
+        let decision = if work.in_guest() { select(&request) } else { nobody_without_guest(&request) };
+        let why = explain::nobody(&decision, task.open.row.session, work.in_guest());
+        if work.in_guest() && work.may_leave_alone() {
+            leave_guest_alone(server, infrastructure, task, &why.cause).await;
             continue;
         }
         let explanation = explain::kept(&decision, &infrastructure.servers);
         let told = EventKind::ProxyChosen { explanation };
-        nobody(server, &task.open, explain::nobody(&decision, task.open.row.session), Some(told)).await;
+        nobody(server, &task.open, why, Some(told)).await;
     }
     let limited = plan.waiting.iter().filter(|waiting| waiting.because != Because::Slots);
     let limited = limited.filter_map(|waiting| Some((find(waiting.task)?.open.clone(), waiting.because)));
@@ -272,34 +256,20 @@ fn chosen(infrastructure: &Snapshot, task: &Waiting, to: &ManagedServer, tier: T
     EventKind::ProxyChosen { explanation }
 }
 
-/// A backup without guest processing goes to the backup server, where that reaches the hypervisor, as soon as there is a free slot.
-async fn without_guest(server: &Arc<Server>, infrastructure: &Snapshot, task: &Waiting) {
-    let able = |managed: &&ManagedServer| {
-        let online = managed.state == ServerState::Online && !task.tried.contains(&managed.id);
-        online && managed.hosts_reached.contains(&task.vm.host)
-    };
-    // The backup server's own proxy first, then who has the least to do.
-    let best = infrastructure.servers.iter().filter(able).min_by_key(|s| (!s.is_backup_server, s.running_tasks, s.id));
-    let Some(to) = best else {
-        return nobody(server, &task.open, explain::no_way_to_the_host(&infrastructure.servers), None).await;
-    };
-    let explanation = explain::without_guest(&task.vm.name, to, task.open.row.work.left_alone.as_deref());
-    // Counted anew: tasks given away in this look take slots too.
-    if server.proxies.running(to.id.0) < to.slots {
-        hand_over(server, &task.open, to.id, EventKind::ProxyChosen { explanation }).await;
-    }
+fn chosen_without_guest(infrastructure: &Snapshot, task: &Waiting, to: &ManagedServer) -> EventKind {
+    let because = task.open.row.work.left_alone.as_deref().unwrap_or(explain::DISABLED);
+    let explanation = explain::without_guest(&request(infrastructure, task), to, because);
+    EventKind::ProxyChosen { explanation }
 }
 
-/// No proxy can serve the guest, and the backup goes on without it: the backup server's own proxy needs no way there.
-async fn without_guest_after_all(server: &Arc<Server>, infrastructure: &Snapshot, task: &Waiting, why: &str) {
+/// No proxy can serve the guest, and the backup goes on without it. The next look gives it away, when limits and slots let it.
+async fn leave_guest_alone(server: &Arc<Server>, infrastructure: &Snapshot, task: &Waiting, why: &str) {
     if let Err(error) = server.book.leave_guest_alone(task.open.row.id, why, infrastructure.now).await {
         // It waits, and is looked at again.
         tracing::error!(%error, vm = task.open.row.vm_name, "what becomes of the task cannot be recorded");
         return;
     }
-    let Some(open) = server.book.open_task(task.open.row.id).await else { return };
-    let task = Waiting { open, vm: task.vm.clone(), since: task.since, tried: task.tried.clone() };
-    without_guest(server, infrastructure, &task).await;
+    server.wake.notify_one();
 }
 
 /// Whether another proxy could take a task over from the one that has it, as things are.

@@ -2,8 +2,8 @@
 
 use lull_api::infrastructure::{MoreCandidates, ProxyCandidate, ProxyExplanation};
 use lull_engine::ids::ServerId;
-use lull_engine::infrastructure::{ManagedServer, ServerState};
-use lull_engine::selection::{Behind, Decision, Judgement, Rejection, Tier, Verdict};
+use lull_engine::infrastructure::ManagedServer;
+use lull_engine::selection::{Behind, Decision, Judgement, Rejection, Request, Tier, Verdict, feasible_without_guest};
 use std::collections::BTreeMap;
 
 /// So many candidates that could serve the VM, and so many that could not, are listed where a choice is kept.
@@ -27,7 +27,9 @@ fn build(decision: &Decision, servers: &[ManagedServer], listed_max: usize) -> P
     let running: BTreeMap<ServerId, u32> = servers.iter().map(|server| (server.id, server.running_tasks)).collect();
     let why = decision.chosen.as_ref().map(|chosen| {
         let (tasks, slots) = (chosen.running_tasks, chosen.slots);
-        format!("{}, over {}; {tasks} of {slots} slots in use", words(chosen.tier), chosen.channel)
+        let failed = decision.failure_of(chosen.server).map(|failed| format!("; {failed}, and nobody else is better"));
+        let failed = failed.unwrap_or_default();
+        format!("{}, over {}; {tasks} of {slots} slots in use{failed}", words(chosen.tier), chosen.channel)
     });
     let chosen = decision.chosen.iter().zip(&why).map(|(chosen, why)| ProxyCandidate {
         name: chosen.name.clone(),
@@ -54,7 +56,7 @@ fn build(decision: &Decision, servers: &[ManagedServer], listed_max: usize) -> P
             chosen: false,
             tier,
             running_tasks: running.get(&other.server).copied().unwrap_or(0),
-            reason: other.judgement.to_string(),
+            reason: reason(decision, other),
         });
     }
     let note = decision.note.map(|note| format!("; {note}")).unwrap_or_default();
@@ -65,6 +67,16 @@ fn build(decision: &Decision, servers: &[ManagedServer], listed_max: usize) -> P
         summary: why.unwrap_or_else(|| "no server can serve it".to_string()) + &note,
         candidates,
         more: more.into_iter().map(|((_, reason), servers)| MoreCandidates { servers, reason }).collect(),
+    }
+}
+
+/// A judgement with the failure that is remembered of the server, where that is not what decided.
+fn reason(decision: &Decision, other: &Verdict) -> String {
+    let reason = other.judgement.to_string();
+    let decided = matches!(&other.judgement, Judgement::Feasible { behind: Behind::RecentlyFailed { .. }, .. });
+    match decision.failure_of(other.server).filter(|_| !decided) {
+        Some(failed) => format!("{reason}; {failed}"),
+        None => reason,
     }
 }
 
@@ -117,15 +129,33 @@ pub fn spilled(mut explanation: ProxyExplanation, to: &ManagedServer, tier: Tier
     explanation
 }
 
-/// A backup without guest processing needs no way into the guest: the backup server's own proxy makes it.
-pub fn without_guest(vm: &str, server: &ManagedServer, left_alone: Option<&str>) -> ProxyExplanation {
-    let because = left_alone.unwrap_or("guest processing is disabled");
-    let reason = format!("no proxy is needed to reach the guest: {because}");
+/// Why nothing is done in the guest of a backup without guest processing.
+pub const DISABLED: &str = "guest processing is disabled";
+
+/// Why this server makes a backup that leaves the guest alone, and why it is not the backup server where it is not.
+pub fn why_without_guest(request: &Request, server: &ManagedServer, because: &str) -> String {
+    let why = format!("no proxy is needed to reach the guest: {because}");
+    if server.is_backup_server {
+        return why;
+    }
+    match request.servers.iter().find(|server| server.is_backup_server).map(|own| feasible_without_guest(own, request))
+    {
+        Some(Err(reason)) => format!("{why}; the backup server's own proxy cannot make it: {reason}"),
+        Some(Ok(())) => {
+            format!("{why}; the backup server's own proxy had no free slot for so long that another may make it")
+        }
+        None => why,
+    }
+}
+
+/// A backup that leaves the guest alone, made by this server.
+pub fn without_guest(request: &Request, server: &ManagedServer, because: &str) -> ProxyExplanation {
+    let reason = why_without_guest(request, server, because);
     ProxyExplanation {
-        vm: vm.to_string(),
+        vm: request.vm.name.clone(),
         chosen: Some(server.name.clone()),
         tier: None,
-        summary: reason.to_string(),
+        summary: reason.clone(),
         candidates: vec![ProxyCandidate {
             name: server.name.clone(),
             chosen: true,
@@ -146,8 +176,8 @@ pub struct Nobody {
     pub remedy: String,
 }
 
-/// Nobody can serve the guest: the servers by what stands against them, the most common reason first.
-pub fn nobody(decision: &Decision, session: i64) -> Nobody {
+/// Nobody can serve the guest, or make a backup that leaves it alone: the servers by what stands against them, the most common reason first.
+pub fn nobody(decision: &Decision, session: i64, in_guest: bool) -> Nobody {
     let mut groups: BTreeMap<String, Vec<&Verdict>> = BTreeMap::new();
     for verdict in &decision.others {
         groups.entry(in_general(&verdict.judgement)).or_default().push(verdict);
@@ -169,27 +199,16 @@ pub fn nobody(decision: &Decision, session: i64) -> Nobody {
     if others > 0 {
         reasons.push(format!("{others} more for other reasons"));
     }
+    let what = match in_guest {
+        true => "no guest interaction proxy can serve the VM",
+        false => "no server can make the backup, which needs none in the guest",
+    };
     Nobody {
-        cause: format!("no guest interaction proxy can serve the VM: {}", reasons.join("; ")),
+        cause: format!("{what}: {}", reasons.join("; ")),
         remedy: format!(
             "do away with what stands against one of these servers (lull session show {session} --why), then run it again"
         ),
     }
-}
-
-/// Nobody can make a backup that needs no proxy in the guest.
-pub fn no_way_to_the_host(servers: &[ManagedServer]) -> Nobody {
-    let own = servers.iter().find(|server| server.is_backup_server);
-    let remedy = match own {
-        Some(own) if matches!(own.state, ServerState::Draining | ServerState::Disabled) => {
-            format!("take the backup server's own proxy into use again: lull proxy enable {}", own.name)
-        }
-        _ => "bring a proxy online that reaches the host; for the hosts of one see lull managed-server show NAME"
-            .to_string(),
-    };
-    let cause =
-        "no proxy that reaches the VM's hypervisor host takes tasks, or each had its turn in this task".to_string();
-    Nobody { cause, remedy }
 }
 
 /// The VM of a waiting task is gone.
@@ -232,6 +251,7 @@ mod tests {
             chosen: Some(chosen),
             others: Vec::new(),
             note: None,
+            failures: Vec::new(),
         };
         let plain = "another network, the backup server, over SSH; 1 of 4 slots in use";
         assert_eq!(explanation(&decision, &[]).summary, plain);
@@ -259,7 +279,7 @@ mod tests {
             verdict(n, Judgement::Feasible { rank: rank(n), behind })
         };
         let offline = |n: u128| {
-            let since = Timestamp::from_second(n as i64).unwrap();
+            let since = Some(Timestamp::from_second(n as i64).unwrap());
             verdict(n, Judgement::Rejected { reason: Rejection::Offline { since } })
         };
         let decision = Decision {
@@ -268,6 +288,7 @@ mod tests {
             chosen: None,
             others: (1..=500).map(feasible).chain((501..=1_000).map(offline)).collect(),
             note: None,
+            failures: Vec::new(),
         };
         let kept = kept(&decision, &[]);
         assert_eq!(kept.candidates.len(), 2 * KEPT_MAX);
@@ -290,15 +311,16 @@ mod tests {
             name: format!("p{n}"),
             judgement: Judgement::Rejected { reason },
         };
-        let since = |n: u128| Rejection::Offline { since: Timestamp::from_second(n as i64).unwrap() };
+        let since = |n: u128| Rejection::Offline { since: Some(Timestamp::from_second(n as i64).unwrap()) };
         let others = (1..=990)
             .map(|n| rejected(n, since(n)))
             .chain((991..=995).map(|n| rejected(n, Rejection::NotPreferred)))
             .chain([rejected(996, Rejection::Disabled), rejected(997, Rejection::Draining)])
             .chain([rejected(998, Rejection::Revoked), rejected(999, Rejection::NoSlots)]);
         let (vm, vm_name) = (VmId(Uuid::nil()), "db".to_string());
-        let mut decision = Decision { vm, vm_name, chosen: None, others: others.collect(), note: None };
-        let told = nobody(&decision, 12);
+        let mut decision =
+            Decision { vm, vm_name, chosen: None, others: others.collect(), note: None, failures: Vec::new() };
+        let told = nobody(&decision, 12, true);
         assert_eq!(
             told.cause,
             "no guest interaction proxy can serve the VM: p1, p2, p3 and 987 more: it is offline; p991, p992, p993 and 2 more: the job \
@@ -311,7 +333,7 @@ mod tests {
         decision.others.truncate(1);
         decision.note = Some(Note::LicenceLeavesNoChoice { licence: lull_engine::licence::Licence::Universal });
         assert_eq!(
-            nobody(&decision, 12).cause,
+            nobody(&decision, 12, true).cause,
             "no guest interaction proxy can serve the VM: the job's preferred servers do not count under the universal licence; p1: it \
              is offline since 1970-01-01T00:00:01Z"
         );

@@ -50,18 +50,6 @@ impl Running {
             *self.hosts.entry(host).or_default() += 1;
         }
     }
-
-    /// What holds a backup up that needs no proxy of its own choice.
-    pub fn full_for(&self, host: HostId, repository: Option<RepositoryId>, limits: &Limits) -> Option<Because> {
-        let repository = repository?;
-        let at_host = self.hosts.get(&host).copied().unwrap_or(0);
-        if let Some(tasks_max) = limits.at_host(host).filter(|limit| at_host >= *limit) {
-            return Some(Because::HostLimit { host, tasks_max });
-        }
-        let written = self.repositories.get(&repository).copied().unwrap_or(0);
-        let tasks_max = limits.into_repository(repository).filter(|limit| written >= *limit)?;
-        Some(Because::RepositoryLimit { repository, tasks_max })
-    }
 }
 
 /// Where a backup goes; other work is not counted.

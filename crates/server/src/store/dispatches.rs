@@ -22,12 +22,16 @@ pub struct DispatchRow {
     pub begun: Timestamp,
     /// When the proxy was done with it.
     pub ended: Option<Timestamp>,
-    /// How: the task's outcome, or [`HANDED_ON`].
+    /// How: the task's outcome, [`HANDED_ON`] or [`NOT_BEGUN`].
     pub end: Option<String>,
 }
 
 /// Another proxy took the task over.
 pub const HANDED_ON: &str = "handed-on";
+/// The proxy failed with it, and nobody has taken it over.
+pub const FAILED: &str = "failed";
+/// The backup server stopped before the proxy began; the task waits again, and the proxy is not to blame.
+pub const NOT_BEGUN: &str = "not-begun";
 
 const DISPATCHES: &str = "SELECT task, server_name, server, tier, begun_us, ended_us, ended FROM dispatches";
 

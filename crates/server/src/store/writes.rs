@@ -1,6 +1,7 @@
 //! Everything that changes in a session, as a list of [`Write`]s that happen together or not at all: a state never
 //! without the event that tells of it, a restore point never without its task knowing.
 
+use super::dispatches::{FAILED, HANDED_ON};
 use super::infrastructure::HostKeyRow;
 use super::restore_points::RestorePointRow;
 use super::sessions::{TaskOutcome, TaskWork};
@@ -75,6 +76,11 @@ pub enum Write {
         epoch: u64,
         /// How.
         end: String,
+    },
+    /// A proxy that failed with the task had it, and another one takes it over now.
+    HandedOn {
+        /// The task.
+        task: Uuid,
     },
     /// The session's next state.
     Session(SessionState),
@@ -286,6 +292,10 @@ impl Store {
                 let sql = "UPDATE dispatches SET ended_us = $3, ended = $4 WHERE task = $1 AND epoch = $2";
                 let query = sqlx::query(sql).bind(task.to_string()).bind(i64::try_from(*epoch).unwrap_or(i64::MAX));
                 ("dispatch", query.bind(us(now)).bind(end))
+            }
+            Write::HandedOn { task } => {
+                let sql = "UPDATE dispatches SET ended = $2 WHERE task = $1 AND ended = $3";
+                ("dispatch", sqlx::query(sql).bind(task.to_string()).bind(HANDED_ON).bind(FAILED))
             }
             Write::Session(state) => {
                 let (ended, result) = match state {

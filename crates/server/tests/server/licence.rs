@@ -91,6 +91,22 @@ async fn under_socket_standard_the_backup_server_does_all_guest_interaction_itse
     assert_eq!(session.tasks[0].proxy.as_ref().unwrap().chosen.as_deref(), Some("backup-server"));
     assert!(fakes[1].orders().is_empty());
 
+    // Nor does another server make a backup without guest processing, foreseen or run.
+    let disabled = json!({"guest": {"application_aware": "disabled", "guest_interaction_proxy": "automatic"}});
+    let _: SavedJob = server.client.patch("/jobs/j", &disabled).await.unwrap();
+    let own = async |state: &str| {
+        let said = json!({"state": state});
+        let _: serde_json::Value = server.client.patch("/proxies/backup-server", &said).await.unwrap();
+    };
+    own("disabled").await;
+    let preview: JobPreview = server.client.get("/jobs/j/preview").await.unwrap();
+    assert_eq!(preview.vms[0].proxy, None);
+    assert!(preview.vms[0].reasons[1].contains("only the backup server may do it"), "{preview:?}");
+    let session = server.finished(server.run("j").await.summary.id).await;
+    assert_eq!(session.summary.result.as_deref(), Some("failed"));
+    assert!(fakes[1].orders().is_empty());
+    own("enabled").await;
+
     // Saving.
     let again = problem(server.client.patch::<SavedJob>("/jobs/j", &prefer).await);
     assert!(again.what.contains("servers cannot be chosen"), "{}", again.what);

@@ -28,3 +28,4 @@ mod secrecy;
 mod stored;
 mod streams;
 mod verify;
+mod without_guest;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
-async fn metrics(server: &Server) -> String {
+pub async fn metrics(server: &Server) -> String {
     let url = format!("http://{}/metrics", server.ready.metrics.unwrap());
     let answer = reqwest::Client::builder().no_proxy().build().unwrap().get(url).send().await.unwrap();
     assert_eq!(answer.status(), 200);
@@ -18,7 +18,7 @@ async fn metrics(server: &Server) -> String {
 }
 
 /// The value behind this name and these labels.
-fn value(text: &str, name: &str) -> f64 {
+pub fn value(text: &str, name: &str) -> f64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {name} in:\n{text}")).parse().unwrap()
 }

@@ -6,6 +6,7 @@ use lull_api::infrastructure::{Host, Proxy, ProxyExplanation, Repository, Vm};
 use lull_api::job::{GuestSettings, JobValidation, SavedJob};
 use lull_api::proxy_tier::{JobPreview, LoadReport};
 use lull_api::session::Session;
+use lull_engine::failover::FailureClass;
 use lull_engine::timeline::Step;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -198,6 +199,38 @@ async fn every_choice_of_a_task_is_kept_and_counted() {
     assert_eq!((unknown.status, unknown.code.as_str()), (422, "unknown-server"));
     for wrong in ["since=yesterday", "since=2999-01-01T00:00:00Z", "since=1999-01-01T00:00:00Z", "bucket=year", "x=1"] {
         assert_eq!(problem(server.client.get::<LoadReport>(&format!("/proxies/load?{wrong}")).await).status, 422);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_failed_everywhere_was_handed_on_by_all_but_the_last_and_explain_says_who_failed() {
+    let (place, fakes) = (Place::new(), fleet());
+    for fake in &fakes {
+        fake.set(|script| {
+            (script.hang_after, script.fail_at) = (None, Some((Step::Connect, FailureClass::GuestUnreachable)));
+        });
+    }
+    let server = Server::start(&place.state, &fakes).await;
+    furnish(&server, &place, &["v1"], GuestSettings::default()).await;
+    let session = server.finished(server.run("j").await.summary.id).await;
+    assert_eq!(session.summary.result.as_deref(), Some("failed"));
+    let ends: Vec<(Option<&str>, Option<&str>)> = session.tasks[0]
+        .earlier_choices
+        .iter()
+        .map(|choice| (choice.explanation.chosen.as_deref(), choice.ended.as_deref()))
+        .collect();
+    let (handed_on, failed) = (Some("handed-on"), Some("failed"));
+    assert_eq!(ends, [(Some("site-a"), handed_on), (Some("site-b"), handed_on), (Some("backup-server"), failed)]);
+    let load: LoadReport = server.client.get("/proxies/load").await.unwrap();
+    let failovers: Vec<u32> = load.proxies.iter().map(|proxy| proxy.total.failovers).collect();
+    assert_eq!(failovers, [0, 1, 1], "{load:#?}");
+    assert_eq!(crate::metrics::value(&crate::metrics::metrics(&server).await, "lull_failovers_total"), 2.0);
+
+    let why: ProxyExplanation = server.client.get("/vms/v1/proxy-explain").await.unwrap();
+    assert_eq!(why.candidates.len(), 3);
+    for candidate in &why.candidates {
+        assert!(candidate.reason.contains("it failed with this VM at 20"), "{candidate:#?}");
+        assert!(!candidate.reason.contains('.'), "to the second: {candidate:#?}");
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::fake::Fake;
 use crate::harness::{Place, Server, clock_at, furnish, problem};
 use crate::remote::{Machine, join_with, one_remote, proxy_address, seen, served_by, token, try_join};
-use lull_api::infrastructure::{JoinToken, NewJoinToken, Proxy};
+use lull_api::infrastructure::{Finding, JoinToken, NewJoinToken, Proxy, ProxyExplanation};
 use lull_api::job::GuestSettings;
 use lull_proxy::join::{self, Name};
 use lull_proxy::membership::{Membership, NewKey, save};
@@ -282,6 +282,33 @@ async fn a_removed_proxy_is_gone_and_says_so() {
     assert!(dismissed.why.contains("not in the backup infrastructure any more"), "{dismissed:?}");
     let own = problem(server.client.delete("/proxies/backup-server").await);
     assert_eq!(own.code, "own-proxy");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_restart_nobody_was_last_heard_of_when_the_server_started() {
+    let (place, server, own, machine) = one_remote().await;
+    drop(machine.off().await);
+    for name in ["new", "bad"] {
+        try_join(&server, &token(&server, NewJoinToken::default()).await, name).await.unwrap();
+    }
+    let _: Proxy = server.client.post("/proxies/bad/revoke", &()).await.unwrap();
+    server.stop().await.unwrap();
+    let server = Server::start(&place.state, std::slice::from_ref(&own)).await;
+    assert!(seen(&server, "backup-server", "online").await.last_heard.is_some());
+    for name in ["new", "near"] {
+        assert_eq!(seen(&server, name, "offline").await.last_heard, None);
+    }
+    let revoked = seen(&server, "bad", "revoked").await.problem.unwrap();
+    assert!(revoked.starts_with("it was revoked"), "{revoked}");
+
+    let findings: Vec<Finding> = server.client.get("/doctor").await.unwrap();
+    let said = |name: &str| findings.iter().find(|f| f.subject == format!("proxy {name}")).unwrap().text.clone();
+    assert_eq!(said("new"), "it has not connected yet");
+    assert_eq!(said("near"), "offline; it has not connected since the backup server started");
+    let explained: ProxyExplanation = server.client.get("/vms/db/proxy-explain").await.unwrap();
+    let why = |name: &str| explained.candidates.iter().find(|c| c.name == name).unwrap().reason.clone();
+    assert!(why("new").contains("it has not connected yet"), "{}", why("new"));
+    assert!(why("near").ends_with("it has not connected since the backup server started"), "{}", why("near"));
 }
 
 /// Whoever reaches the port and speaks something else holds nothing and is not answered.
