@@ -23,6 +23,7 @@ use lull_api::infrastructure::{
 use lull_api::job::{GuestSettings, NewJob, SavedJob};
 use lull_api::session::EventKind;
 use lull_proxy::desk::{Desk, ProxyConfig};
+use lull_proxy::join::Name;
 use lull_proxy::membership::{self, Membership, NewKey};
 use lull_proxy::{dial, join, service};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -153,7 +154,9 @@ async fn join_all(client: &Client, scene: &Scene, pace: &Arc<Pace>) -> Result<Jo
             .await?;
         let folder = scene.hosts().join(&name);
         let key = NewKey::make()?;
-        let identity = join::join(&format!("127.0.0.1:{}", token.port), &token.token.parse()?, &name, &key).await?;
+        let identity =
+            join::join(&format!("127.0.0.1:{}", token.port), &token.token.parse()?, &Name::Machine(name.clone()), &key)
+                .await?;
         membership::save(&folder, &identity, false)?;
         let membership = Arc::new(Membership::open(&folder)?);
         let desk = Desk::new(ProxyConfig { slots: SLOTS, membership: Some(membership.clone()) });
