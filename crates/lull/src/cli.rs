@@ -47,8 +47,8 @@ pub struct Global {
     /// The backup server to talk to.
     #[arg(long, global = true, env = "LULL_SERVER", value_name = "URL", default_value = DEFAULT_SERVER)]
     pub server: String,
-    /// File that holds the token to show to it [default: admin-token in the state folder].
-    #[arg(long, global = true, env = "LULL_TOKEN_FILE", value_name = "FILE")]
+    /// File that holds the token to show to it [default: $LULL_TOKEN_FILE, else admin-token in the state folder].
+    #[arg(long, global = true, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// State folder of the server [default: /var/lib/lull for root, else $XDG_STATE_HOME/lull].
     #[arg(long, global = true, env = "LULL_STATE_DIR", value_name = "DIR")]

@@ -19,9 +19,11 @@ pub fn connect(global: &Global) -> Result<Client> {
     Ok(Client::new(&server, &token)?)
 }
 
-/// File that holds the token: `--token-file`, or `admin-token` in the state folder.
+/// File that holds the administrator's token: `--token-file`, `LULL_TOKEN_FILE`, or `admin-token` in the state folder. The variable is read
+/// here, since `proxy join --token-file` is another token's.
 pub fn token_file(global: &Global) -> PathBuf {
-    global.token_file.clone().unwrap_or_else(|| state_dir(global).join("admin-token"))
+    let by_environment = || std::env::var_os("LULL_TOKEN_FILE").filter(|file| !file.is_empty()).map(PathBuf::from);
+    global.token_file.clone().or_else(by_environment).unwrap_or_else(|| state_dir(global).join("admin-token"))
 }
 
 /// State folder: `--state-dir`, else `/var/lib/lull` for root, else `$XDG_STATE_HOME/lull`.

@@ -45,6 +45,31 @@ pub enum JoinError {
     Membership(#[from] MembershipError),
 }
 
+/// Why a text is no address of a backup server.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("give HOST or HOST:PORT, as backup.example, 192.0.2.1:7421 or [2001:db8::1]:7421")]
+pub struct NoAddress;
+
+/// Whether a text is `HOST` or `HOST:PORT`, without anything being asked.
+pub fn check_address(text: &str) -> Result<(), NoAddress> {
+    let full = dial::with_port(text);
+    let (host, port) = full.rsplit_once(':').ok_or(NoAddress)?;
+    let good = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_')),
+    };
+    if good && port.parse::<u16>().is_ok_and(|port| port > 0) { Ok(()) } else { Err(NoAddress) }
+}
+
+/// As what this machine wants to join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Name {
+    /// By the administrator's word: a token made for another one is refused.
+    Given(String),
+    /// By its own name, where the token has none.
+    Machine(String),
+}
+
 /// Whether the server of this authority (SHA-256, hexadecimal) answers at `HOST[:PORT]`, as [`join`] would find it; its address with the
 /// port. `Ok(None)`: the authority is none. Nothing is said to it.
 pub async fn probe(server: &str, authority: &str) -> Result<Option<String>, DialError> {
@@ -54,8 +79,8 @@ pub async fn probe(server: &str, authority: &str) -> Result<Option<String>, Dial
     Ok(Some(server))
 }
 
-/// Joins the server at `HOST[:PORT]` under this name, unless the token has one. `key`: to be used again where no answer came.
-pub async fn join(server: &str, token: &JoinToken, name: &str, key: &NewKey) -> Result<Identity, JoinError> {
+/// Joins the server at `HOST[:PORT]`. `key`: to be used again where no answer came.
+pub async fn join(server: &str, token: &JoinToken, name: &Name, key: &NewKey) -> Result<Identity, JoinError> {
     let config = to_join(Known::Fingerprint(token.authority), ALPN_JOIN).map_err(DialError::from)?;
     let server = dial::with_port(server);
     let io = dial::connect(&server, config).await?;
@@ -71,7 +96,10 @@ pub async fn join(server: &str, token: &JoinToken, name: &str, key: &NewKey) -> 
     let request = JoinRequest {
         token_id: token.id_text(),
         token_secret: token.secret_text(),
-        name: name.to_string(),
+        name: match name {
+            Name::Given(name) | Name::Machine(name) => name.clone(),
+        },
+        name_given: matches!(name, Name::Given(_)),
         certificate_request: key.request.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
         generation: GENERATION,
@@ -87,4 +115,31 @@ pub async fn join(server: &str, token: &JoinToken, name: &str, key: &NewKey) -> 
     };
     let identity = joined.identity.unwrap_or_default();
     Ok(key.certified(&joined.server_id, &joined.name, &server, &identity.certificate, &identity.authority))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_host_with_or_without_a_port() {
+        for good in ["backup.example", "backup:7000", "192.0.2.1", "2001:db8::1", "[2001:db8::1]:7000", " backup \n"] {
+            assert_eq!(check_address(good), Ok(()), "{good}");
+        }
+        for wrong in [
+            "",
+            " ",
+            ":7421",
+            "http://192.0.2.1:7421",
+            "https://backup",
+            "a/b",
+            "a b",
+            "backup:",
+            "backup:x",
+            "backup:0",
+            "[x]:1",
+        ] {
+            assert_eq!(check_address(wrong), Err(NoAddress), "{wrong}");
+        }
+    }
 }

@@ -27,7 +27,8 @@ pub enum ServerError {
     Trust(#[from] TrustError),
     /// The port for proxies cannot be listened on.
     #[error(
-        "proxies cannot be listened for on {listen}; see which program holds the port, choose another with --proxy-listen, or          do without proxies: --proxy-listen none"
+        "proxies cannot be listened for on {listen}; see which program holds the port, choose another with --proxy-listen, or \
+         do without proxies: --proxy-listen none"
     )]
     ListenForProxies {
         /// What was asked for.
@@ -45,8 +46,20 @@ pub enum ServerError {
         listen: SocketAddr,
     },
     /// The address cannot be listened on.
-    #[error("the REST interface cannot listen on {listen}; see which program holds the port, or choose another")]
+    #[error(
+        "the REST interface cannot listen on {listen}; see which program holds the port, or choose another with --listen"
+    )]
     Listen {
+        /// What was asked for.
+        listen: SocketAddr,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// Monitoring cannot be served at its address.
+    #[error(
+        "metrics cannot be served on {listen}; see which program holds the port, or choose another with --metrics-listen"
+    )]
+    ListenForMetrics {
         /// What was asked for.
         listen: SocketAddr,
         /// Cause.

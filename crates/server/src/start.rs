@@ -62,7 +62,10 @@ pub async fn run(
 
     let monitored = match config.metrics_listen {
         None => None,
-        Some(listen) => Some(TcpListener::bind(listen).await.map_err(|source| ServerError::Listen { listen, source })?),
+        Some(listen) => {
+            let bound = TcpListener::bind(listen).await;
+            Some(bound.map_err(|source| ServerError::ListenForMetrics { listen, source })?)
+        }
     };
     let metrics_address = monitored.as_ref().and_then(|listener| listener.local_addr().ok());
     let proxy_listener = match config.proxy_listen {

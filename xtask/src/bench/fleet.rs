@@ -153,7 +153,13 @@ async fn join_all(client: &Client, scene: &Scene, pace: &Arc<Pace>) -> Result<Jo
             .await?;
         let folder = scene.hosts().join(&name);
         let key = NewKey::make()?;
-        let identity = join::join(&format!("127.0.0.1:{}", token.port), &token.token.parse()?, &name, &key).await?;
+        let identity = join::join(
+            &format!("127.0.0.1:{}", token.port),
+            &token.token.parse()?,
+            &join::Name::Machine(name.clone()),
+            &key,
+        )
+        .await?;
         membership::save(&folder, &identity, false)?;
         let membership = Arc::new(Membership::open(&folder)?);
         let desk = Desk::new(ProxyConfig { slots: SLOTS, membership: Some(membership.clone()) });

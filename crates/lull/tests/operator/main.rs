@@ -5,6 +5,7 @@ mod fake;
 mod follow;
 mod host_key;
 mod managed_server;
+mod proxy_here;
 mod proxy_tier;
 mod quiesce;
 mod run;

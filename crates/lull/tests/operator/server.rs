@@ -66,3 +66,26 @@ fn an_address_that_others_reach_is_refused_and_so_is_a_taken_port() {
         assert_eq!(outcome.stdout, "");
     }
 }
+
+#[test]
+fn a_taken_port_is_named_with_whom_it_was_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for (option, whose) in [
+        ("--listen", "the REST interface cannot listen on"),
+        ("--metrics-listen", "metrics cannot be served on"),
+        ("--proxy-listen", "proxies cannot be listened for on"),
+    ] {
+        let mut command = bare();
+        command.arg("server").arg("--state-dir").arg(folder.path());
+        for other in ["--listen", "--proxy-listen"].iter().filter(|other| **other != option) {
+            command.args([other, "127.0.0.1:0"]);
+        }
+        let outcome: Outcome = command.args([option, &address]).output().unwrap().into();
+        assert_eq!(outcome.code, 1, "{outcome:?}");
+        let text = format!("{whose} {address}");
+        assert!(outcome.stderr.contains(&text) && outcome.stderr.contains(option), "{text}: {outcome:?}");
+        assert!(!outcome.stderr.contains("  do without"), "{outcome:?}");
+    }
+}

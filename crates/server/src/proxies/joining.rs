@@ -148,6 +148,14 @@ async fn join(server: &Arc<Server>, asked: JoinRequest) -> Result<Joined, Status
         )));
     }
     let known = server.store.servers().await.map_err(internal)?;
+    if let Some(name) = row.name.as_ref().filter(|name| asked.name_given && **name != asked.name) {
+        return Err(Status::invalid_argument(format!(
+            "this token was made for the name {name}, not for {}: join without --name, or make a token for that name on the backup \
+             server: lull proxy token --name NAME",
+            asked.name
+        )));
+    }
+    let tokens_name = row.name.is_some();
     let name = row.name.clone().unwrap_or(asked.name);
     let again = row.server.or(row
         .used_by
@@ -161,7 +169,7 @@ async fn join(server: &Arc<Server>, asked: JoinRequest) -> Result<Joined, Status
         None => {
             check_name(&name)?;
             if known.iter().any(|known| known.name == name) {
-                return Err(taken(&name));
+                return Err(taken(&name, tokens_name));
             }
             ServerRow { id: Uuid::now_v7(), name, is_backup_server: false, role_enabled: true }
         }
@@ -188,7 +196,7 @@ async fn join(server: &Arc<Server>, asked: JoinRequest) -> Result<Joined, Status
                 "the token was used by another machine just now; {NEW_TOKEN}"
             )));
         }
-        Err(StoreError::Taken { .. }) => return Err(taken(&managed.name)),
+        Err(StoreError::Taken { .. }) => return Err(taken(&managed.name, tokens_name)),
         Err(error) => return Err(internal(error)),
     }
     begin(server, managed.clone());
@@ -224,10 +232,16 @@ pub fn check_name(name: &str) -> Result<(), Status> {
     if good { Ok(()) } else { Err(Status::invalid_argument(what)) }
 }
 
-fn taken(name: &str) -> Status {
+/// `tokens_name`: the token names it, and whoever joins cannot choose another.
+fn taken(name: &str, tokens_name: bool) -> Status {
+    let another = if tokens_name {
+        "make a token with another name on the backup server (lull proxy token --name OTHER)"
+    } else {
+        "give this one another name (--name)"
+    };
     Status::already_exists(format!(
-        "there is a managed server named {name} already: give this one another name (--name), or, if it is the same machine, make the \
-         token with: lull proxy token --again {name}"
+        "there is a managed server named {name} already: {another}, or, if it is the same machine, make the token with: lull proxy \
+         token --again {name}"
     ))
 }
 

@@ -49,11 +49,14 @@ pub async fn make_token(
         (None, name) => {
             if let Some(name) = &name {
                 joining::check_name(name).map_err(|status| bad_value("name", status.message().to_string()))?;
-                if server.store.servers().await?.iter().any(|known| known.name == *name) {
+                if let Some(known) = server.store.servers().await?.iter().find(|known| known.name == *name) {
                     let what = format!("there is a managed server named {name} already");
-                    let remedy = format!(
-                        "choose another name, or, where the same machine joins again: lull proxy token --again {name}"
-                    );
+                    let remedy = match known.is_backup_server {
+                        true => "choose another name: that one is the backup server's own".to_string(),
+                        false => format!(
+                            "choose another name, or, where the same machine joins again: lull proxy token --again {name}"
+                        ),
+                    };
                     return Err(Problem::new(409, "name-taken", what).remedy(remedy).into());
                 }
             }
@@ -89,7 +92,10 @@ pub async fn revoke(State(server): State<Arc<Server>>, Path(proxy): Path<String>
     let link = server.proxies.get(ServerId(row.id)).ok_or(StoreError::Missing { kind: "managed server" })?;
     link.revoke();
     server.wake.notify_one();
-    Ok(Json(shown(&link, server.proxies.running(row.id))))
+    let mut revoked = [shown(&link, server.proxies.running(row.id))];
+    proxy_duty::overlay(&server, &mut revoked).await?;
+    let [revoked] = revoked;
+    Ok(Json(revoked))
 }
 
 /// Removes a proxy that is revoked or has no tasks; jobs that prefer it are named.

@@ -10,6 +10,7 @@ use lull_api::infrastructure::{Elevation, Proxy, ProxyChange};
 use lull_api::managed::{
     AskHostKey, Login, MachineCheck, ManagedLine, ManagedServer, NewManagedServer, ServerWork, ShownHostKey,
 };
+use lull_proxy::join::Name;
 use lull_proxy::membership::{Membership, NewKey, save};
 use lull_proxy::{dial, join};
 use lull_proxy_wire::v1;
@@ -60,7 +61,9 @@ impl FakeMachine {
                 self.end().await;
                 let (state, new) = (tempfile::tempdir().unwrap(), NewKey::make().unwrap());
                 let token = install.token.parse().unwrap();
-                let identity = join::join(&settings.server_address, &token, "whatever", &new).await.unwrap();
+                let identity = join::join(&settings.server_address, &token, &Name::Machine("whatever".into()), &new)
+                    .await
+                    .unwrap();
                 save(state.path(), &identity, true).unwrap();
                 *self.state.lock().unwrap() = Some(state);
                 match self.fails.lock().unwrap().take() {

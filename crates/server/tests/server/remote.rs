@@ -7,6 +7,7 @@ use lull_api::job::GuestSettings;
 use lull_api::session::Session;
 use lull_engine::failover::FailureClass;
 use lull_engine::timeline::Step;
+use lull_proxy::join::Name;
 use lull_proxy::membership::{Dismissed, Identity, Membership, NewKey, save};
 use lull_proxy::{dial, join};
 use std::sync::Arc;
@@ -85,7 +86,7 @@ pub async fn try_join(server: &Server, token: &str, name: &str) -> Result<Identi
 }
 
 pub async fn join_with(server: &Server, token: &str, name: &str, key: &NewKey) -> Result<Identity, String> {
-    let joined = join::join(&proxy_address(server), &token.parse().unwrap(), name, key).await;
+    let joined = join::join(&proxy_address(server), &token.parse().unwrap(), &Name::Machine(name.into()), key).await;
     joined.map_err(|error| error.to_string())
 }
 

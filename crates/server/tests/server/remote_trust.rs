@@ -4,6 +4,7 @@ use crate::fake::Fake;
 use crate::harness::{Place, Server, clock_at, problem};
 use crate::remote::{Machine, join_with, one_remote, proxy_address, seen, token, try_join};
 use lull_api::infrastructure::{JoinToken, NewJoinToken, Proxy};
+use lull_proxy::join::{self, Name};
 use lull_proxy::membership::{Membership, NewKey, save};
 use lull_server::CatalogPace;
 use std::sync::atomic::Ordering;
@@ -75,6 +76,50 @@ async fn two_proxies_do_not_have_one_name() {
         let why = try_join(&server, &token(&server, NewJoinToken::default()).await, odd).await.unwrap_err();
         assert!(why.contains("no slash"), "{odd}: {why}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_contradicts_the_token_s_is_refused_and_the_advice_works() {
+    let (_place, server) = server().await;
+    let named = |name: &str| NewJoinToken { name: Some(name.into()), ..NewJoinToken::default() };
+    // Two tokens for one name, both made before anybody came.
+    let (first, second) = (token(&server, named("dup")).await, token(&server, named("dup")).await);
+    let given = async |token: &str, name: &str| {
+        let (address, token, key) = (proxy_address(&server), token.parse().unwrap(), NewKey::make().unwrap());
+        let joined = join::join(&address, &token, &Name::Given(name.into()), &key).await;
+        joined.map_err(|error| error.to_string())
+    };
+    let why = given(&first, "zzz").await.unwrap_err();
+    assert!(why.contains("made for the name dup, not for zzz") && why.contains("without --name"), "{why}");
+    assert_eq!(given(&first, "dup").await.unwrap().name, "dup");
+    let why = try_join(&server, &second, "zzz").await.unwrap_err();
+    assert!(why.contains("a managed server named dup already") && !why.contains("(--name)"), "{why}");
+    assert!(why.contains("lull proxy token --name OTHER") && why.contains("lull proxy token --again dup"), "{why}");
+    let again = token(&server, NewJoinToken { again: Some("dup".into()), ..NewJoinToken::default() }).await;
+    assert_eq!(try_join(&server, &again, "zzz").await.unwrap().name, "dup", "a machine's own name does not count");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn advice_about_a_taken_name_fits_the_backup_server_s_own_too() {
+    let (_place, server) = server().await;
+    let own = NewJoinToken { name: Some("backup-server".into()), ..NewJoinToken::default() };
+    let refused = problem(server.client.post::<JoinToken>("/proxies/tokens", &own).await);
+    let remedy = refused.remedy.unwrap();
+    assert!(
+        refused.code == "name-taken" && remedy.contains("choose another") && !remedy.contains("--again"),
+        "{remedy}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revoking_answers_what_the_list_then_says() {
+    let (_place, server, _own, _machine) = one_remote().await;
+    let _: Proxy = server.client.patch("/proxies/near", &serde_json::json!({"slots": 5})).await.unwrap();
+    let revoked: Proxy = server.client.post("/proxies/near/revoke", &()).await.unwrap();
+    assert_eq!((revoked.slots, revoked.slots_set, revoked.state.as_str()), (5, Some(5), "revoked"));
+    let listed: Vec<Proxy> = server.client.get("/proxies").await.unwrap();
+    let listed = listed.iter().find(|proxy| proxy.name == "near").unwrap();
+    assert_eq!((listed.slots, listed.slots_set), (revoked.slots, revoked.slots_set));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,12 +7,12 @@ use crate::commands::server::{Stops, filter, start_log};
 use crate::connection;
 use crate::exit::Exit;
 use crate::screen::Screen;
-use crate::secrets::{self, Source};
+use crate::secrets;
 use crate::trouble::{Result, Trouble};
 use clap::{Args, Subcommand};
 use lull_proxy::desk::{Desk, ProxyConfig};
 use lull_proxy::dial;
-use lull_proxy::join::{self, JoinError, JoinToken, NoToken};
+use lull_proxy::join::{self, JoinError, JoinToken, Name, NoToken};
 use lull_proxy::membership::{self, Membership, MembershipError, NewKey};
 use lull_proxy::service;
 use lull_proxy::watcher::{self, Pace, SignsOfLife};
@@ -20,7 +20,7 @@ use lull_server::metrics::{self, MetricsText};
 use serde_json::json;
 use std::error::Error;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -62,7 +62,7 @@ pub struct ProbeArgs {
 #[derive(Debug, Args)]
 pub struct JoinArgs {
     /// The backup server: HOST or HOST:PORT, as this machine reaches it.
-    #[arg(value_name = "SERVER")]
+    #[arg(value_name = "SERVER", value_parser = server_address)]
     server_address: String,
     /// The token. Other users of this machine may see it among the processes for a moment; it is good only once.
     #[arg(long, value_name = "TOKEN", conflicts_with = "token_stdin")]
@@ -70,7 +70,10 @@ pub struct JoinArgs {
     /// Read the token from stdin.
     #[arg(long)]
     token_stdin: bool,
-    /// Name of the managed server to be, unless the token has one [default: this machine's name].
+    /// Read the token from this file; without any of the three you are asked.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["token", "token_stdin"])]
+    token_file: Option<PathBuf>,
+    /// Name of the managed server to be [default: the token's, else this machine's name].
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// Give up an earlier identity.
@@ -127,6 +130,9 @@ fn watch(global: &Global, args: &RunArgs) -> Result<u8> {
     let state_dir = connection::state_dir(global);
     // What no other start would mend is said at once.
     Membership::open(&state_dir).map_err(of_membership)?;
+    if let Some(listen) = args.metrics_listen {
+        std::net::TcpListener::bind(listen).map_err(|error| no_metrics(listen, &error))?;
+    }
     let program = std::env::current_exe().map_err(|e| no_watcher(&e))?;
     let worker = || {
         let mut command = Command::new(&program);
@@ -145,13 +151,16 @@ fn watch(global: &Global, args: &RunArgs) -> Result<u8> {
     watcher::run(worker, Pace::default()).map_err(|e| no_watcher(&e))
 }
 
+fn no_metrics(listen: SocketAddr, error: &std::io::Error) -> Trouble {
+    Trouble::local(Exit::Failed, "cannot-listen", format!("metrics cannot be served on {listen}"))
+        .why(error.to_string())
+        .remedy("see which program holds the port, or choose another with --metrics-listen")
+}
+
 /// Tells monitoring of this proxy for as long as the program runs.
 async fn serve_metrics(listen: Option<SocketAddr>, desk: &Desk) -> Result<()> {
     let Some(listen) = listen else { return Ok(()) };
-    let listener = tokio::net::TcpListener::bind(listen).await.map_err(|error| {
-        let what = format!("metrics cannot be served at {listen}");
-        Trouble::local(Exit::Failed, "cannot-listen", what).why(error.to_string())
-    })?;
+    let listener = tokio::net::TcpListener::bind(listen).await.map_err(|error| no_metrics(listen, &error))?;
     let desk = desk.clone();
     let text: MetricsText = Arc::new(move || {
         let text = desk.metrics();
@@ -173,11 +182,11 @@ async fn probe(screen: &Screen, args: &ProbeArgs) -> Result<u8> {
 
 async fn join(global: &Global, screen: &Screen, args: &JoinArgs) -> Result<u8> {
     let state_dir = connection::state_dir(global);
-    let token = token(global, args)?;
+    let token = token(args)?;
     membership::check_free(&state_dir, args.replace).map_err(of_membership)?;
     let name = match &args.name {
-        Some(name) => name.clone(),
-        None => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        Some(name) => Name::Given(name.clone()),
+        None => Name::Machine(rustix::system::uname().nodename().to_string_lossy().into_owned()),
     };
     let key = NewKey::make().map_err(of_membership)?;
     let mut tried = join::join(&args.server_address, &token, &name, &key).await;
@@ -198,23 +207,37 @@ async fn join(global: &Global, screen: &Screen, args: &JoinArgs) -> Result<u8> {
         json!({"name": identity.name, "server": identity.server, "server_id": identity.server_id, "identity": path});
     screen.show(&answer, |_, _| {
         format!(
-            "This machine is now the proxy {} of {}.\nRun it with: lull proxy run\n",
-            identity.name, identity.server
+            "This machine is now the proxy {} of {}.\nRun it with: {}\n",
+            identity.name,
+            identity.server,
+            run_command(global.state_dir.as_deref())
         )
     })?;
     Ok(Exit::Ok as u8)
 }
 
-fn token(global: &Global, args: &JoinArgs) -> Result<JoinToken> {
+/// The command that runs the proxy whose identity lies in this folder; `None` where it is the folder that `run` takes by itself.
+fn run_command(state_dir: Option<&Path>) -> String {
+    let Some(folder) = state_dir else { return "lull proxy run".into() };
+    let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf()).display().to_string();
+    let plain = folder.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
+    let folder = if plain { folder } else { format!("'{}'", folder.replace('\'', "'\\''")) };
+    format!("lull --state-dir {folder} proxy run")
+}
+
+fn server_address(text: &str) -> std::result::Result<String, String> {
+    join::check_address(text).map(|()| text.to_string()).map_err(|error| error.to_string())
+}
+
+fn token(args: &JoinArgs) -> Result<JoinToken> {
     let text = match &args.token {
         Some(token) => token.clone(),
-        None => {
-            let file: Option<&PathBuf> = global.token_file.as_ref();
-            let source = if args.token_stdin { Source::Stdin } else { file.cloned().map_or(Source::Ask, Source::File) };
-            secrets::read(&source, "join token", "token")?
-        }
+        None => secrets::read(&secrets::source(args.token_stdin, args.token_file.as_ref()), "join token", "token")?,
     };
-    text.parse().map_err(|error: NoToken| Trouble::usage(error.to_string()))
+    text.parse().map_err(|error: NoToken| match &args.token_file {
+        Some(file) => Trouble::usage(format!("{} holds no join token", file.display())).why(error.to_string()),
+        None => Trouble::usage(error.to_string()),
+    })
 }
 
 fn of_membership(error: MembershipError) -> Trouble {
@@ -257,5 +280,17 @@ async fn serve(global: &Global, args: &RunArgs, signs: SignsOfLife) -> Result<u8
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_to_run_names_the_folder_that_was_used() {
+        assert_eq!(run_command(None), "lull proxy run");
+        assert_eq!(run_command(Some(Path::new("/srv/p1"))), "lull --state-dir /srv/p1 proxy run");
+        assert_eq!(run_command(Some(Path::new("/srv/it's p"))), "lull --state-dir '/srv/it'\\''s p' proxy run");
     }
 }
