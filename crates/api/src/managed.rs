@@ -21,6 +21,8 @@ pub struct ManagedServer {
     pub is_backup_server: bool,
     /// State of its guest interaction proxy: `online`, `offline`, `draining`, `disabled`, `revoked` or `incompatible`.
     pub state: String,
+    /// The licence lets its proxy be used.
+    pub licensed: bool,
     /// Why its proxy gets no tasks, where something is wrong.
     pub problem: Option<String>,
     /// Version of Lull that its proxy runs.

@@ -90,7 +90,7 @@ pub enum Command {
     /// Guest interaction proxies, and why one is chosen.
     #[command(subcommand)]
     Proxy(proxy::ProxyCommand),
-    /// Machines of the backup infrastructure: add, check, repair, upgrade, remove.
+    /// Machines of the backup infrastructure: add, repair, upgrade, remove.
     #[command(subcommand)]
     ManagedServer(managed_server::ManagedServerCommand),
     /// The licence: show, install, remove.

@@ -132,7 +132,7 @@ pub async fn run(order: Order, teller: Teller) {
                 let done = match work {
                     Work::Check(check) => check_machine(&channel, &settings, check.is_ours, &teller).await,
                     Work::Install(install) => self::install(&access, &channel, &settings, &install, &teller).await,
-                    Work::Upgrade(_) => upgrade(&channel, &teller).await,
+                    Work::Upgrade(_) => upgrade(&channel, &settings, &teller).await,
                     Work::Remove(_) => remove(&channel, &teller).await,
                     Work::ShowHostKey(_) => Ok(v1::MachineDone::default()),
                 };
@@ -326,6 +326,9 @@ async fn put_all(
     teller: &Teller,
 ) -> Result<(), Failure> {
     put_program(channel, teller).await?;
+    if let Some(process) = facts.ends_for_good() {
+        teller.step("stop", "warning", format!("the running proxy (process {process}) is ended"));
+    }
     step(teller, "join", |_| settings.server_address.clone(), async {
         let join = script::join(&settings.server_address, &order.token);
         sh(channel, "join the backup server", &join, ENDING).await?;
@@ -371,8 +374,12 @@ async fn put_program(channel: &SshChannel, teller: &Teller) -> Result<(), Failur
     .map(drop)
 }
 
-async fn upgrade(channel: &SshChannel, teller: &Teller) -> Result<v1::MachineDone, Failure> {
-    let (facts, _) = look(channel, &v1::MachineSettings::default()).await?;
+async fn upgrade(
+    channel: &SshChannel,
+    settings: &v1::MachineSettings,
+    teller: &Teller,
+) -> Result<v1::MachineDone, Failure> {
+    let (facts, _) = look(channel, settings).await?;
     if facts.first("joined").is_empty() {
         return Err(Failure::new(
             "there is no Lull proxy on this machine",
@@ -398,7 +405,7 @@ async fn upgrade(channel: &SshChannel, teller: &Teller) -> Result<v1::MachineDon
         return Err(failure);
     }
     sh(channel, "clean up", &script::forget_before(), SHORT).await?;
-    let run_instead = if facts.has_systemd() { String::new() } else { unit::command(0) };
+    let run_instead = if facts.has_systemd() { String::new() } else { unit::command(settings.slots) };
     Ok(v1::MachineDone { service: facts.has_systemd(), run_instead, ..Default::default() })
 }
 

@@ -281,9 +281,13 @@ pub async fn repair(
     let install = v1::InstallProxy { token: token.map_err(stored)?.0.to_string(), repair: true };
     drained(server, &row, lines, async {
         let done = on_machine(server, &reached, Work::Install(install), lines).await?;
-        let is_service = done.service;
+        let (is_service, run_instead) = (done.service, done.run_instead.clone());
         installed_there(server, &row, &reached, done).await?;
-        if is_service { comes_online(server, &row, None, lines).await } else { Ok(()) }
+        if is_service {
+            return comes_online(server, &row, None, lines).await;
+        }
+        lines.step("service", "warning", format!("no proxy runs there now; start it: {run_instead}"));
+        Ok(())
     })
     .await?;
     Ok(Some(row))

@@ -14,7 +14,9 @@ use clap::{Args, Subcommand};
 use futures::StreamExt;
 use lull_api::Client;
 use lull_api::managed::{AskHostKey, Login, MachineCheck, ManagedLine, ManagedServer, NewManagedServer, ServerWork};
+use lull_proxy::join::check_address;
 use serde::Serialize;
+use serde_json::json;
 use std::pin::pin;
 
 const ADD_EXAMPLES: &str = "\
@@ -40,7 +42,7 @@ pub enum ManagedServerCommand {
     },
     /// Put back what is missing or broken on its machine: program, identity, service.
     #[command(after_help = "Example:\n  lull managed-server repair branch-1 --key ~/.ssh/id")]
-    Repair(Box<WorkArgs>),
+    Repair(Box<RepairArgs>),
     /// Put the backup server's own program there, once the tasks of its proxy have ended.
     #[command(after_help = "Example:\n  lull managed-server upgrade branch-1 --key ~/.ssh/id")]
     Upgrade(Box<WorkArgs>),
@@ -78,11 +80,14 @@ pub struct AddArgs {
     /// Task slots [default: as many as it has processors].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     slots: Option<u32>,
+    /// The backup server, as it is reached from there: HOST or HOST:PORT [default: the address that it uses on the way there].
+    #[arg(long, value_name = "HOST[:PORT]", value_parser = server_address)]
+    server_address: Option<String>,
     #[command(flatten)]
     way: WayArgs,
 }
 
-/// What `repair` and `upgrade` take.
+/// What all work on a managed server takes, and `upgrade` nothing else.
 #[derive(Debug, Args)]
 pub struct WorkArgs {
     /// The managed server, by name.
@@ -93,11 +98,28 @@ pub struct WorkArgs {
     /// Port of its SSH server, where that is another now.
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
+    #[command(flatten)]
+    way: WayArgs,
+}
+
+/// What `repair` takes.
+#[derive(Debug, Args)]
+pub struct RepairArgs {
+    #[command(flatten)]
+    work: WorkArgs,
+    #[command(flatten)]
+    settings: NewSettings,
+}
+
+/// How the proxy is set up otherwise from now on.
+#[derive(Debug, Default, Args)]
+struct NewSettings {
     /// Task slots, where there are to be others.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     slots: Option<u32>,
-    #[command(flatten)]
-    way: WayArgs,
+    /// The backup server, as it is reached from there, where that is otherwise now: HOST or HOST:PORT.
+    #[arg(long, value_name = "HOST[:PORT]", value_parser = server_address)]
+    server_address: Option<String>,
 }
 
 /// What `remove` takes.
@@ -113,9 +135,6 @@ pub struct RemoveArgs {
 /// How its machine is entered.
 #[derive(Debug, Args)]
 struct WayArgs {
-    /// The backup server, as it is reached from there: HOST or HOST:PORT [default: the address that it uses on the way there].
-    #[arg(long, value_name = "HOST[:PORT]")]
-    server_address: Option<String>,
     /// Fingerprint of its SSH host key, as its console shows it; without this you are asked.
     #[arg(long, value_name = "SHA256:…", value_parser = fingerprint)]
     host_key: Option<String>,
@@ -144,7 +163,10 @@ pub async fn run(client: Client, screen: &Screen, command: ManagedServerCommand)
                 .why("Windows servers cannot be added yet: that comes with the support of Windows")
                 .remedy("add a Linux server: lull managed-server add linux HOST"));
         }
-        ManagedServerCommand::Repair(args) => return change(&client, screen, *args, Change::Repair).await,
+        ManagedServerCommand::Repair(args) => {
+            let RepairArgs { work, settings } = *args;
+            return change(&client, screen, work, Change::Repair(settings)).await;
+        }
         ManagedServerCommand::Upgrade(args) => return change(&client, screen, *args, Change::Upgrade).await,
         ManagedServerCommand::Remove(args) => {
             let RemoveArgs { forget, work } = *args;
@@ -158,15 +180,14 @@ pub async fn run(client: Client, screen: &Screen, command: ManagedServerCommand)
     Ok(Exit::Ok)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Change {
-    Repair,
+    Repair(NewSettings),
     Upgrade,
     Remove,
 }
 
 async fn add(client: &Client, screen: &Screen, args: AddArgs) -> Result<Exit> {
-    let AddArgs { host, port, name, slots, way } = args;
+    let AddArgs { host, port, name, slots, server_address, way } = args;
     let host_key = accepted_key(client, &host, port, way.host_key.as_deref()).await?;
     let mut new = NewManagedServer {
         kind: "linux".into(),
@@ -175,23 +196,23 @@ async fn add(client: &Client, screen: &Screen, args: AddArgs) -> Result<Exit> {
         host,
         port,
         host_key,
-        server_address: way.server_address,
+        server_address,
         slots: slots.unwrap_or(0),
     };
     screen.remark(&format!("Looking at {} …", new.host));
     let check = calls::check_machine(client, &new).await?;
     let name = new.name.get_or_insert_with(|| check.hostname.clone()).clone();
     screen.remark(&managed::check(&check, &screen.look()));
-    passed(&check, &new.host)?;
-    confirm(way.yes, &format!("Change this on {} and add it as {name}?", new.host))?;
-    let added = follow(client, screen, "/managed-servers", &new).await?;
-    let Some(added) = added else { return Ok(Exit::Ok) };
-    screen.show(&*added, managed::server)?;
+    passed(screen, &check, &new.host)?;
+    confirm(screen, way.yes, &check, &format!("Change this on {} and add it as {name}?", new.host))?;
+    if let Some(added) = follow(client, screen, "/managed-servers", &new).await? {
+        screen.show(&added, |added, look| managed::server(&added.server, look))?;
+    }
     Ok(Exit::Ok)
 }
 
 async fn change(client: &Client, screen: &Screen, args: WorkArgs, change: Change) -> Result<Exit> {
-    let WorkArgs { name, host, port, slots, way } = args;
+    let WorkArgs { name, host, port, way } = args;
     let known = calls::managed_server(client, &name).await?;
     let place = |machine: &lull_api::managed::Machine| (machine.host.clone(), machine.port);
     let before = known.machine.as_ref().map(place);
@@ -207,33 +228,38 @@ async fn change(client: &Client, screen: &Screen, args: WorkArgs, change: Change
         // The server says what is missing.
         (None, (None, _), _) => None,
     };
-    let work = ServerWork { host, port, host_key, login: login(&way)?, server_address: way.server_address, slots };
     let at = now.0.unwrap_or_else(|| name.clone());
-    let (path, question) = match change {
-        Change::Repair => {
+    let mut work = ServerWork { host, port, host_key, login: login(&way)?, server_address: None, slots: None };
+    let path = match change {
+        Change::Repair(settings) => {
+            (work.slots, work.server_address) = (settings.slots, settings.server_address);
             screen.remark(&format!("Looking at {at} …"));
             let check = calls::check_managed_server(client, &name, &work).await?;
             screen.remark(&managed::check(&check, &screen.look()));
-            passed(&check, &at)?;
-            ("repair", format!("Change this on {at}?"))
+            passed(screen, &check, &at)?;
+            confirm(screen, way.yes, &check, &format!("Change this on {at}?"))?;
+            "repair"
         }
         Change::Upgrade => {
-            ("upgrade", format!("Wait for the tasks of {name}, replace its program on {at} and restart it?"))
+            let changes = managed::upgrade(&known);
+            screen.remark(&managed::changes("This will be changed there:", &changes));
+            let question = format!("Wait for the tasks of {name}, then change this on {at}?");
+            confirm(screen, way.yes, &json!({ "changes": changes }), &question)?;
+            "upgrade"
         }
         Change::Remove => {
-            screen.remark(&managed::removal());
-            (
-                "remove",
-                format!(
-                    "Wait for the tasks of {name}, remove this from {at}, and {name} from the backup infrastructure?"
-                ),
-            )
+            let changes = managed::removal(&known);
+            screen.remark(&managed::changes("This will be removed there:", &changes));
+            let question = format!(
+                "Wait for the tasks of {name}, remove this from {at}, and {name} from the backup infrastructure?"
+            );
+            confirm(screen, way.yes, &json!({ "changes": changes }), &question)?;
+            "remove"
         }
     };
-    confirm(way.yes, &question)?;
     let path = format!("/managed-servers/{}/{path}", calls::segment(&name));
     match follow(client, screen, &path, &work).await? {
-        Some(server) => screen.show(&*server, managed::server)?,
+        Some(done) => screen.show(&done, |done, look| managed::server(&done.server, look))?,
         None => return super::removed(screen, "managed server", &name),
     }
     Ok(Exit::Ok)
@@ -291,8 +317,15 @@ async fn accepted_key(client: &Client, host: &str, port: u16, given: Option<&str
     }
 }
 
-fn passed(check: &MachineCheck, host: &str) -> Result<()> {
+fn server_address(text: &str) -> std::result::Result<String, String> {
+    check_address(text).map(|()| text.to_string()).map_err(|error| error.to_string())
+}
+
+fn passed(screen: &Screen, check: &MachineCheck, host: &str) -> Result<()> {
     let Some(error) = check.findings.iter().find(|finding| finding.level == "error") else { return Ok(()) };
+    if screen.json {
+        screen.json_line(check)?;
+    }
     let trouble = Trouble::local(Exit::Failed, "machine", format!("{host} cannot be a proxy as it is: {}", error.what));
     Err(match &error.remedy {
         Some(remedy) => trouble.remedy(remedy),
@@ -300,9 +333,15 @@ fn passed(check: &MachineCheck, host: &str) -> Result<()> {
     })
 }
 
-fn confirm(yes: bool, question: &str) -> Result<()> {
+/// Whether the changes are accepted. With `--json` nobody is asked: who did not say so beforehand gets the plan, and nothing is changed.
+fn confirm<P: Serialize>(screen: &Screen, yes: bool, plan: &P, question: &str) -> Result<()> {
     if yes {
         return Ok(());
+    }
+    if screen.json {
+        screen.json_line(plan)?;
+        return Err(Trouble::usage("nothing was changed: with --json nobody is asked")
+            .remedy("read the changes on stdout, then add --yes"));
     }
     match terminal::ask_line(&format!("{question} [yes/no]")) {
         Ok(Some(answer)) if answer.trim() == "yes" => Ok(()),
@@ -311,27 +350,35 @@ fn confirm(yes: bool, question: &str) -> Result<()> {
         }
         Ok(None) | Err(_) => {
             Err(Trouble::usage("a person has to accept the changes, and there is no terminal to ask on")
-                .remedy("read the list, then add --yes"))
+                .remedy("read the list above, then add --yes"))
         }
     }
 }
 
+/// A managed server after work on its machine.
+#[derive(Serialize)]
+struct Done {
+    #[serde(flatten)]
+    server: Box<ManagedServer>,
+    /// What is left to be done by hand.
+    warnings: Vec<String>,
+}
+
 /// Has it done, and shows each step; the server as it is then.
-async fn follow<B: Serialize>(
-    client: &Client,
-    screen: &Screen,
-    path: &str,
-    body: &B,
-) -> Result<Option<Box<ManagedServer>>> {
+async fn follow<B: Serialize>(client: &Client, screen: &Screen, path: &str, body: &B) -> Result<Option<Done>> {
     let mut lines = pin!(client.post_lines::<ManagedLine, B>(path, body).await?);
+    let mut warnings = Vec::new();
     while let Some(line) = lines.next().await {
         match line? {
             ManagedLine::Step { step, outcome, detail } => {
                 if let Some(text) = managed::step(&step, &outcome, &detail, &screen.look()) {
                     screen.remark(&text);
                 }
+                if outcome == "warning" {
+                    warnings.push(detail);
+                }
             }
-            ManagedLine::Done { server } => return Ok(server),
+            ManagedLine::Done { server } => return Ok(server.map(|server| Done { server, warnings })),
             ManagedLine::Failed(problem) => {
                 return Err(Trouble { exit: Exit::Failed, problem: Some(Box::new(problem)) });
             }

@@ -15,14 +15,7 @@ pub fn list(servers: &[ManagedServer], look: &Look) -> String {
             None => "joined by hand".into(),
         };
         let version = if server.upgrade { format!("{} (upgrade)", server.version) } else { server.version.clone() };
-        vec![
-            one_line(&server.name),
-            server.kind.clone(),
-            server.state.clone(),
-            place,
-            server.networks.join(", "),
-            version,
-        ]
+        vec![one_line(&server.name), server.kind.clone(), state(server), place, server.networks.join(", "), version]
     });
     table(
         look,
@@ -32,10 +25,15 @@ pub fn list(servers: &[ManagedServer], look: &Look) -> String {
     )
 }
 
+fn state(server: &ManagedServer) -> String {
+    if server.licensed { server.state.clone() } else { format!("{}, not licensed", server.state) }
+}
+
 /// One managed server.
 pub fn server(server: &ManagedServer, look: &Look) -> String {
-    let tone = if server.state == "online" { Tone::Good } else { Tone::Bad };
-    let mut text = format!("{}: {} server, {}\n", one_line(&server.name), server.kind, look.paint(tone, &server.state));
+    let tone = if server.state == "online" && server.licensed { Tone::Good } else { Tone::Bad };
+    let mut text =
+        format!("{}: {} server, {}\n", one_line(&server.name), server.kind, look.paint(tone, &state(server)));
     let mut line = |title: &str, value: String| {
         if !value.is_empty() {
             text.push_str(&format!("  {title:<10} {}\n", one_line(&value)));
@@ -71,19 +69,42 @@ pub fn check(check: &MachineCheck, look: &Look) -> String {
         }
     }
     if check.passed {
-        text.push_str("\nThis will be changed there:\n");
-        for change in &check.changes {
-            text.push_str(&format!("  - {}\n", one_line(change)));
-        }
+        text.push('\n');
+        text.push_str(&changes("This will be changed there:", &check.changes));
     }
     text
 }
 
+/// A list of changes below its title.
+pub fn changes(title: &str, changes: &[String]) -> String {
+    let lines = changes.iter().map(|change| format!("  - {}\n", one_line(change)));
+    format!("{title}\n{}", lines.collect::<String>())
+}
+
+/// What an upgrade changes.
+pub fn upgrade(server: &ManagedServer) -> Vec<String> {
+    let service = match server.machine.as_ref().map(|machine| machine.service) {
+        Some(true) => "the service lull-proxy.service starts anew",
+        Some(false) => "the running proxy goes on with the program before until it is started again by hand",
+        None => "the service lull-proxy.service, where there is one, starts anew",
+    };
+    vec![
+        "/usr/local/lib/lull/bin/lull is replaced by the backup server's own program".into(),
+        service.into(),
+        "the proxy's identity and its settings stay as they are".into(),
+    ]
+}
+
 /// What a removal removes.
-pub fn removal() -> String {
-    "This will be removed there:\n  - the service lull-proxy.service, stopped and disabled, with its file in /etc/systemd/system\n  \
-     - /usr/local/lib/lull with the program\n  - /var/lib/lull-proxy with the proxy's key and certificate\n"
-        .to_string()
+pub fn removal(server: &ManagedServer) -> Vec<String> {
+    const UNIT: &str = "with its file in /etc/systemd/system";
+    let proxy = match server.machine.as_ref().map(|machine| machine.service) {
+        Some(true) => format!("the service lull-proxy.service, stopped and disabled, {UNIT}"),
+        Some(false) => "the running proxy, which is ended".to_string(),
+        None => format!("the running proxy, and the service lull-proxy.service, where there is one, {UNIT}"),
+    };
+    let folders = ["/usr/local/lib/lull with the program", "/var/lib/lull-proxy with the proxy's key and certificate"];
+    [vec![proxy], folders.map(str::to_string).to_vec()].concat()
 }
 
 /// A step that ended, or one that may take long.

@@ -283,6 +283,16 @@ fn a_machine_without_systemd_gets_everything_but_the_service() {
     bed.guest.ssh(&format!("setsid {run} >/dev/null 2>&1 </dev/null &"));
     wait_for(120, "the proxy comes", || (bed.shown("small").state == "online").then_some(()));
 
+    // The proxy runs on with the program before until somebody starts it again; a repair ends it. Both say so.
+    let again = format!("{run} --slots 3");
+    let repair = ["managed-server", "repair", "small", "--key", &identity, "--yes", "--slots", "3"];
+    let repaired = bed.lull(&repair).ok();
+    for says in ["end the running proxy (process", "is ended", &format!("start it: {again}")] {
+        assert!(repaired.words().contains(says), "{says}: {repaired:?}");
+    }
+    let upgraded = bed.lull(&["managed-server", "upgrade", "small", "--key", &identity, "--yes"]).ok();
+    assert!(upgraded.words().contains(&format!("start it again: {again}")), "{upgraded:?}");
+
     bed.lull(&["managed-server", "remove", "small", "--key", &identity, "--yes"]).ok();
     bed.assert_nothing_of_ours();
     let since = bed.guest.ssh(SINCE);

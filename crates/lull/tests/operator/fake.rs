@@ -87,6 +87,13 @@ impl Script {
         self
     }
 
+    /// Answers with these documents, a line each.
+    pub fn answer_lines(&self, call: &str, lines: &[impl Serialize]) -> &Self {
+        let lines: String = lines.iter().map(|line| serde_json::to_string(line).unwrap() + "\n").collect();
+        self.answers.lock().unwrap().insert(call.into(), (200, lines));
+        self
+    }
+
     /// Refuses `call` with a problem.
     pub fn refuse(&self, call: &str, problem: Problem) -> &Self {
         self.answer_with(call, problem.status, &problem)

@@ -1,7 +1,7 @@
 //! Adding a Linux server: nothing is sent to a machine before its host key was accepted, nothing changed before the list was.
 
 use crate::fake::{Fake, Request};
-use crate::run::{Outcome, answer_on_a_terminal, run};
+use crate::run::{Outcome, answer_on_a_terminal, document, run};
 use lull_api::Problem;
 use lull_api::managed::{Machine, MachineCheck, MachineFinding, ManagedLine, ManagedServer, ShownHostKey};
 use std::process::{Command, Stdio};
@@ -22,6 +22,7 @@ fn server() -> ManagedServer {
         kind: "linux".into(),
         is_backup_server: false,
         state: "online".into(),
+        licensed: true,
         problem: None,
         version: "0.1.0".into(),
         upgrade: false,
@@ -173,4 +174,99 @@ fn the_list_has_both_kinds_and_an_old_machine_s_new_key_is_asked_for_only_where_
     let upgraded = run(&fake, &["managed-server", "upgrade", "m1", "--key", &identity, "--yes"]);
     assert_eq!(upgraded.code, 0, "{upgraded:?}");
     assert!(fake.script.requests_of(HOST_KEY).is_empty(), "the server asks for the key that was accepted");
+}
+
+fn work(fake: &Fake, arguments: &[&str]) -> Outcome {
+    let identity = fake.folder().join("id");
+    std::fs::write(&identity, "-----BEGIN PRIVATE KEY-----\nx\n").unwrap();
+    let mut command = Command::new("setsid");
+    command.args(["--wait", env!("CARGO_BIN_EXE_lull"), "managed-server"]).args(arguments);
+    command.arg("--key").arg(identity).stdin(Stdio::null());
+    command.env("LULL_SERVER", &fake.url).env("LULL_TOKEN_FILE", &fake.token_file);
+    command.output().unwrap().into()
+}
+
+fn without_systemd() -> ManagedServer {
+    let mut server = server();
+    let machine = server.machine.as_mut().unwrap();
+    (machine.service, machine.run_instead) = (false, Some("/usr/local/lib/lull/bin/lull proxy run --slots 3".into()));
+    server
+}
+
+#[test]
+fn what_would_be_changed_is_listed_before_anybody_has_to_accept_it() {
+    let fake = willing();
+    fake.script.answer("GET /managed-servers/m1", &server());
+    let upgrade = work(&fake, &["upgrade", "m1"]);
+    assert_eq!(upgrade.code, 2, "{upgrade:?}");
+    for line in ["This will be changed there", "/usr/local/lib/lull/bin/lull", "lull-proxy.service", "read the list"] {
+        assert!(upgrade.stderr.contains(line), "{line}: {upgrade:?}");
+    }
+    let remove = work(&fake, &["remove", "m1"]);
+    assert!(remove.stderr.contains("the service lull-proxy.service, stopped and disabled"), "{remove:?}");
+    fake.script.answer("GET /managed-servers/m1", &without_systemd());
+    let remove = work(&fake, &["remove", "m1"]);
+    assert!(remove.stderr.contains("the running proxy, which is ended"), "{remove:?}");
+    assert!(!remove.stderr.contains("lull-proxy.service"), "there is none: {remove:?}");
+    let changed = |request: &Request| request.call.ends_with("/upgrade") || request.call.ends_with("/remove");
+    assert!(!fake.script.requests().iter().any(changed), "nothing is changed");
+}
+
+#[test]
+fn as_json_the_check_and_the_plan_are_had_before_anything_is_changed() {
+    let fake = willing();
+    let outcome = add(&fake, &["--host-key", &key("a"), "--json"]);
+    assert_eq!(outcome.code, 2, "{outcome:?}");
+    let plan = document(&outcome.stdout);
+    assert_eq!(plan["changes"], serde_json::json!(["put /usr/local/lib/lull/bin/lull"]));
+    assert_eq!(plan["findings"][0]["what"], "3 MB are free");
+    assert!(document(&outcome.stderr)["remedy"].as_str().unwrap().contains("--yes"), "{outcome:?}");
+    assert!(added(&fake).is_empty(), "nothing is changed");
+
+    fake.script.answer("GET /managed-servers/m1", &server());
+    for doing in ["upgrade", "remove"] {
+        let outcome = work(&fake, &[doing, "m1", "--json"]);
+        assert_eq!(outcome.code, 2, "{outcome:?}");
+        let plan = document(&outcome.stdout);
+        assert!(plan["changes"][0].is_string() && plan["changes"].as_array().unwrap().len() == 3, "{plan}");
+    }
+    fake.script.answer(CHECK, &check("error"));
+    let outcome = add(&fake, &["--host-key", &key("a"), "--yes", "--json"]);
+    assert_eq!((outcome.code, document(&outcome.stdout)["passed"].as_bool()), (1, Some(false)), "{outcome:?}");
+}
+
+#[test]
+fn what_is_left_to_do_by_hand_is_in_the_json_too() {
+    let fake = willing();
+    let by_hand = "end the proxy there and start it again: /usr/local/lib/lull/bin/lull proxy run --slots 3";
+    let told = [
+        ManagedLine::Step { step: "service".into(), outcome: "warning".into(), detail: by_hand.into() },
+        ManagedLine::Done { server: Some(Box::new(without_systemd())) },
+    ];
+    fake.script.answer("GET /managed-servers/m1", &without_systemd());
+    fake.script.answer_lines("POST /managed-servers/m1/upgrade", &told);
+    let outcome = work(&fake, &["upgrade", "m1", "--yes", "--json"]);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    let done = document(&outcome.stdout);
+    assert_eq!((done["name"].as_str(), done["warnings"][0].as_str()), (Some("m1"), Some(by_hand)));
+}
+
+#[test]
+fn what_a_removal_or_an_upgrade_does_not_use_is_refused() {
+    let fake = willing();
+    for doing in ["upgrade", "remove"] {
+        for ignored in [["--slots", "3"], ["--server-address", "b:1"]] {
+            let outcome = work(&fake, &[doing, "m1", ignored[0], ignored[1], "--yes"]);
+            assert_eq!(outcome.code, 2, "{outcome:?}");
+        }
+    }
+    assert!(fake.script.requests().is_empty());
+}
+
+#[test]
+fn a_server_that_the_licence_does_not_admit_is_listed_as_not_licensed() {
+    let fake = willing();
+    fake.script.answer("GET /managed-servers", &[ManagedServer { licensed: false, ..server() }]);
+    let list = run(&fake, &["managed-server", "list"]).stdout;
+    assert!(list.contains("online, not licensed"), "{list}");
 }

@@ -45,6 +45,12 @@ impl Facts {
         self.words.contains_key("systemd")
     }
 
+    /// The proxy that runs there and, once it was ended, is started again by nobody: its process, the watcher's.
+    pub(super) fn ends_for_good(&self) -> Option<&str> {
+        let numbers = self.all("running").iter().map(String::as_str);
+        numbers.min_by_key(|number| number.parse().unwrap_or(u64::MAX)).filter(|_| !self.has_systemd())
+    }
+
     /// The unit's settings there: the folders of hypervisors whose sockets are on this machine.
     pub(super) fn unit_settings(&self, settings: &v1::MachineSettings) -> UnitSettings {
         let mut folders = Vec::new();
@@ -250,6 +256,10 @@ pub(super) fn changes(facts: &Facts, settings: &v1::MachineSettings, is_ours: bo
         format!("{} {} ({program_mib} MB)", if is_ours { "replace" } else { "put" }, unit::PROGRAM),
         format!("make {} (mode 0700) with this proxy's key and certificate", unit::STATE),
     ];
+    if let Some(process) = facts.ends_for_good() {
+        let again = unit::command(settings.slots);
+        lines.push(format!("end the running proxy (process {process}): it has to be started again by hand: {again}"));
+    }
     if facts.has_systemd() {
         lines.push(format!("write {}, enable it for every boot, start it", unit::UNIT_FILE));
         lines.push(format!("it runs as {}", unit::account(&of_unit)));
@@ -335,6 +345,25 @@ mod tests {
         assert_eq!(levels("version 0 lull 0.1.0\nprobe 4 refused\n"), ["ok program", "error server"]);
         assert_eq!(levels("version 1 GLIBC_2.34 not found\nprobe 1 x\n"), ["error program"]);
         assert_eq!(levels("- /tmp noexec\n"), ["error program"]);
+    }
+
+    #[test]
+    fn a_running_proxy_that_nobody_starts_again_is_among_what_is_changed() {
+        let slots = v1::MachineSettings { slots: 3, ..settings() };
+        let ends = |look: &str| -> Vec<String> {
+            let lines = changes(&Facts::read(look), &slots, true, 70);
+            lines.into_iter().filter(|line| line.contains("end the running proxy")).collect()
+        };
+        let running = format!("{LOOK}running 812\nrunning 97\n");
+        assert_eq!(ends(&running), Vec::<String>::new(), "systemd starts it again");
+        assert_eq!(ends(&LOOK.replace("systemd 252\n", "")), Vec::<String>::new(), "none runs");
+        assert_eq!(
+            ends(&running.replace("systemd 252\n", "")),
+            [
+                "end the running proxy (process 97): it has to be started again by hand: /usr/local/lib/lull/bin/lull --state-dir \
+              /var/lib/lull-proxy proxy run --slots 3"
+            ]
+        );
     }
 
     #[test]

@@ -56,6 +56,9 @@ done
 if [ -f {STATE}/proxy/identity.json ]; then
   say joined "$(sed -n 's/^ *"name": "\(.*\)",*$/\1/p' {STATE}/proxy/identity.json | head -n 1)"
 fi
+for p in /proc/[0-9]*; do
+  case "$(readlink $p/exe 2>/dev/null)" in {PROGRAM_FOLDER}/*) say running "${{p#/proc/}}";; esac
+done
 {folders}true"#,
         etc = " /etc/systemd/system"
     ))

@@ -66,10 +66,14 @@ pub async fn check(State(server): State<Arc<Server>>, Body(new): Body<NewManaged
 pub async fn add(State(server): State<Arc<Server>>, Body(new): Body<NewManagedServer>) -> Answer<Response> {
     let (name, reached) = reached(&server, new).await?;
     check_name(&name).map_err(|status| bad_value("name", status.message().to_string()))?;
-    if server.store.servers().await?.iter().any(|known| known.name == name) {
+    if let Some(known) = server.store.servers().await?.iter().find(|known| known.name == name) {
         let what = format!("there is a managed server named {name} already");
-        let remedy =
-            format!("choose another name, or, where it is the same machine: lull managed-server repair {name}");
+        let remedy = match known.is_backup_server {
+            true => "choose another name: that one is the backup server's own".to_string(),
+            false => {
+                format!("choose another name, or, where it is the same machine: lull managed-server repair {name}")
+            }
+        };
         return Err(Problem::new(409, "name-taken", what).remedy(remedy).into());
     }
     let turn = managed::turn(&server, &reached.machine)?;
@@ -262,6 +266,7 @@ async fn all(server: &Arc<Server>) -> Answer<Vec<ManagedServer>> {
             name: row.name,
             is_backup_server: row.is_backup_server,
             state: proxy.as_ref().map_or("offline".into(), |proxy| proxy.state.clone()),
+            licensed: proxy.as_ref().is_none_or(|proxy| proxy.licensed),
             problem: proxy.as_ref().and_then(|proxy| proxy.problem.clone()),
             upgrade: !version.is_empty() && version != env!("CARGO_PKG_VERSION"),
             version,

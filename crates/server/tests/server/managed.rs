@@ -31,6 +31,8 @@ pub struct FakeMachine {
     fails: Arc<Mutex<Option<String>>>,
     /// What is installed never dials.
     stays_away: Arc<AtomicBool>,
+    /// systemd does not run there.
+    no_service: Arc<AtomicBool>,
     state: Arc<Mutex<Option<TempDir>>>,
     dialling: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
@@ -40,7 +42,9 @@ impl FakeMachine {
         self.orders.lock().unwrap().push(order.clone());
         let settings = order.settings.unwrap_or_default();
         let mut events = Vec::new();
-        let mut done = v1::MachineDone { service: true, ..Default::default() };
+        let service = !self.no_service.load(Ordering::SeqCst);
+        let run_instead = if service { String::new() } else { format!("lull proxy run --slots {}", settings.slots) };
+        let mut done = v1::MachineDone { service, run_instead, ..Default::default() };
         match order.work.unwrap() {
             Work::ShowHostKey(_) => events.push(Event::HostKey(v1::HostKey {
                 algorithm: "ssh-ed25519".into(),
@@ -304,6 +308,22 @@ async fn a_key_that_was_accepted_for_one_machine_counts_for_no_other() {
     let problem = refused(server.client.post::<serde_json::Value>("/managed-servers/m1/repair", &elsewhere).await);
     assert!(problem.what.starts_with("host_key: "), "{problem:?}");
     assert_eq!(own.machine.works(), ["install"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_systemd_every_work_that_ends_the_proxy_says_how_it_starts_again() {
+    let (_place, own, server) = begin().await;
+    own.machine.no_service.store(true, Ordering::SeqCst);
+    post(&server, "/managed-servers", &machine(&server)).await.1.unwrap();
+    for path in ["/managed-servers/m1/repair", "/managed-servers/m1/upgrade"] {
+        let told: Vec<ManagedLine> =
+            server.client.post_lines(path, &work()).await.unwrap().map(|line| line.unwrap()).collect().await;
+        let by_hand = told.iter().find_map(|line| match line {
+            ManagedLine::Step { step, outcome, detail } if step == "service" && outcome == "warning" => Some(detail),
+            _ => None,
+        });
+        assert!(by_hand.is_some_and(|detail| detail.ends_with("lull proxy run --slots 3")), "{path}: {told:#?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
