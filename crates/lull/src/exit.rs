@@ -52,7 +52,10 @@ pub const TABLE: &[(Exit, &str)] = &[
         "The server refused: unknown object, bad value, or something else is in the way. Nothing was changed.",
     ),
     (Exit::Unreachable, "The server cannot be reached, or the connection to it was lost for good."),
-    (Exit::NotAuthenticated, "The server did not accept the token, or no token could be read."),
+    (
+        Exit::NotAuthenticated,
+        "The server did not accept the token, or no token could be read. `proxy run`: the backup server revoked this proxy or does not know it.",
+    ),
     (Exit::Warning, "Done with warnings: the session ended with a warning, or the doctor found one."),
     (Exit::Cancelled, "The session that was waited for was cancelled."),
     (Exit::ServerError, "The server failed at the request, or its answer was not understood."),

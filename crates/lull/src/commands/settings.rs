@@ -58,8 +58,9 @@ pub struct GuestArgs {
     /// Use these managed servers only as guest interaction proxies.
     #[arg(long, value_name = "SERVER", value_delimiter = ',')]
     pub prefer: Vec<String>,
-    /// Who serves a VM that none of the preferred servers can: the backup server (default) or none.
-    #[arg(long, value_name = "WHO", value_parser = ["backup-server", "none"], requires = "prefer")]
+    /// Who serves a VM that none of the preferred servers can: the backup server (default) or none. Without --prefer: for the servers
+    /// that are preferred already.
+    #[arg(long, value_name = "WHO", value_parser = ["backup-server", "none"], conflicts_with = "guest_interaction_proxy")]
     pub fallback: Option<String>,
 }
 
@@ -91,6 +92,8 @@ impl GuestArgs {
     /// The settings that were given. Scripts are read here: the server never sees this machine's files.
     pub fn settings(&self) -> Result<GuestSettings> {
         let preferred = (!self.prefer.is_empty()).then(|| self.prefer.clone());
+        // Servers that are named anew come with the default, whatever was said for those before.
+        let fallback = self.fallback.clone().or_else(|| preferred.as_ref().map(|_| "backup-server".to_string()));
         let proxy = preferred.as_ref().map(|_| "prefer".to_string()).or_else(|| self.guest_interaction_proxy.clone());
         Ok(GuestSettings {
             application_aware: self.application_aware.clone(),
@@ -107,7 +110,7 @@ impl GuestArgs {
             index_paths: (!self.index_path.is_empty()).then(|| self.index_path.clone()),
             guest_interaction_proxy: proxy,
             preferred_servers: preferred,
-            fallback: self.fallback.clone(),
+            fallback,
             copy_limit_bytes_per_s: None,
         })
     }
@@ -211,11 +214,19 @@ mod tests {
     }
 
     #[test]
+    fn servers_that_are_named_anew_have_the_default_fallback_and_a_fallback_alone_changes_nothing_else() {
+        let anew = settings(&["--prefer=pf"]).unwrap();
+        assert_eq!(anew.fallback.as_deref(), Some("backup-server"));
+        let alone = settings(&["--fallback=none"]).unwrap();
+        assert_eq!(alone, GuestSettings { fallback: Some("none".into()), ..GuestSettings::default() });
+    }
+
+    #[test]
     fn contradictions_are_refused() {
         for args in [
             &["--checkpoint", "--no-checkpoint"][..],
             &["--prefer=a", "--guest-interaction-proxy=automatic"],
-            &["--fallback=none"],
+            &["--fallback=none", "--guest-interaction-proxy=automatic"],
             &["--lease=5"],
             &["--application-aware=perhaps"],
             &["--indexing=all"],

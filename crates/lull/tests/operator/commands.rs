@@ -259,7 +259,7 @@ fn jobs() {
     assert_eq!(
         fake.script.requests()[0].body,
         json!({"name": "nightly", "vms": ["shop"], "repository": "local", "guest": {
-            "lease_ms": 3000, "pre_freeze_script": "#!/bin/sh\nsync\n", "guest_interaction_proxy": "prefer",
+            "lease_ms": 3000, "pre_freeze_script": "#!/bin/sh\nsync\n", "guest_interaction_proxy": "prefer", "fallback": "backup-server",
             "preferred_servers": ["a", "b"], "copy_limit_bytes_per_s": 10 << 20}})
     );
     fake.script.answer("PATCH /jobs/nightly", &saved);

@@ -130,7 +130,10 @@ fn policy(known: &ProxyPolicy, given: &GuestSettings, servers: &[ServerRow]) -> 
         preferred = Vec::new();
         for name in names {
             let found = find(SERVER, Place::Body, name, servers.to_vec(), |s| (s.id, s.name.clone()))?;
-            preferred.push(ServerId(found.id));
+            let id = ServerId(found.id);
+            if !preferred.contains(&id) {
+                preferred.push(id);
+            }
         }
     }
     let prefers = match given.guest_interaction_proxy.as_deref() {
@@ -198,6 +201,11 @@ mod tests {
         apply(&mut again, &mut limit, &shown, &servers()).unwrap();
         assert_eq!((again, limit), (settings.clone(), 5));
 
+        // Named twice is meant once; a fallback alone leaves the servers as they are.
+        applied(&mut settings, serde_json::json!({"preferred_servers": ["proxy-a", "proxy-a"]})).unwrap();
+        applied(&mut settings, serde_json::json!({"fallback": "none"})).unwrap();
+        let (servers, fallback) = (vec![ServerId(Uuid::from_u128(2))], Fallback::None);
+        assert_eq!(settings.proxies, ProxyPolicy::Prefer { servers, fallback });
         applied(&mut settings, serde_json::json!({"guest_interaction_proxy": "automatic"})).unwrap();
         assert_eq!(settings.proxies, ProxyPolicy::Automatic);
         applied(&mut settings, serde_json::json!({"pre_freeze_script": ""})).unwrap();

@@ -19,11 +19,11 @@ use lull_api::proxy_tier::JobPreview;
 use lull_api::session::Session;
 use lull_engine::chain::POINTS_PER_CHAIN;
 use lull_engine::ids::{JobId, RepositoryId, VmId};
-use lull_engine::job::BackupAction;
+use lull_engine::job::{self, BackupAction};
 use lull_engine::retention::Retention;
 use lull_engine::schedule::Retries;
 use lull_engine::session::SessionState;
-use lull_engine::settings::GuestProcessing;
+use lull_engine::settings::{GuestProcessing, ProxyPolicy};
 use lull_engine::validation::{Infrastructure, validate_job};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -232,7 +232,29 @@ pub(super) async fn valid(server: &Server, job: &StoredJob) -> Answer<Vec<String
     if server.licence.in_force().admits_proxies() {
         return Err(problem.into());
     }
-    Err(problem.remedy(format!("lull job edit {} --guest-interaction-proxy automatic", job.job.name)).into())
+    let stored = server.store.jobs().await?.into_iter().find(|stored| stored.job.id == job.job.id);
+    Err(match without_proxies(&job.job, stored.as_ref().map(|stored| &stored.job)) {
+        Some(remedy) => problem.remedy(remedy).into(),
+        None => problem.into(),
+    })
+}
+
+/// What to do about a job that prefers servers under a licence without proxies: take back what is stored, or do not ask for it.
+fn without_proxies(job: &job::Job, stored: Option<&job::Job>) -> Option<String> {
+    let prefers = |policy: &ProxyPolicy| matches!(policy, ProxyPolicy::Prefer { .. });
+    let of_job = |job: &job::Job| prefers(&job.guest_processing.proxies);
+    let of_vms = |job: &job::Job| job.overrides.values().any(|over| over.proxies.as_ref().is_some_and(prefers));
+    match stored {
+        _ if !of_job(job) && !of_vms(job) => None,
+        Some(stored) if of_job(job) && of_job(stored) => {
+            Some(format!("lull job edit {} --guest-interaction-proxy automatic", stored.name))
+        }
+        Some(stored) if of_vms(job) && of_vms(stored) => Some(format!(
+            "lull job vm-settings {} VM --clear guest-interaction-proxy, for each VM that prefers servers",
+            stored.name
+        )),
+        _ => Some("leave --prefer out: the backup server does all guest interaction".into()),
+    }
 }
 
 async fn findings(server: &Server, job: &StoredJob) -> Answer<JobValidation> {

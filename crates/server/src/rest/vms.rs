@@ -142,11 +142,16 @@ pub async fn proxy_explain(
     let gone = StoreError::Missing { kind: "VM" };
     let vm = infrastructure.vms.iter().find(|vm| vm.id.0 == row.id).ok_or(gone)?;
     let at_hypervisor = wanted.job.is_some();
+    // What else a person should know of this answer: names that lead nowhere, a job that does not have the VM.
+    let mut besides = addresses::known(&row, &server.resolver).problems;
     let (policy, credential) = match wanted.job {
         None => (ProxyPolicy::Automatic, vm.credential),
         Some(job) => {
             let jobs = server.store.jobs().await?;
             let job = find(JOB, Place::Body, &job, jobs, |job| (job.job.id.0, job.job.name.clone()))?.job;
+            if !job.vms.contains(&VmId(row.id)) {
+                besides.push(format!("it is not in the scope of job {}: by that job's rules it would be so", job.name));
+            }
             let credential = lull_engine::job::credential_for(&job, vm, &infrastructure.credentials);
             (job.settings_for(VmId(row.id)).proxies, credential.map(|c| c.id))
         }
@@ -165,7 +170,11 @@ pub async fn proxy_explain(
         tried: &[],
         now: infrastructure.now,
     });
-    Ok(Json(explain::explanation(&decision, &infrastructure.servers)))
+    let mut explanation = explain::explanation(&decision, &infrastructure.servers);
+    for remark in besides {
+        explanation.summary.push_str(&format!("; {remark}"));
+    }
+    Ok(Json(explanation))
 }
 
 /// Connects to the guest along every hop and says how far it came; nothing is frozen.

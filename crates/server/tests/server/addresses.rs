@@ -64,4 +64,5 @@ async fn a_name_that_leads_nowhere_is_told() {
     assert!(vm.address_problem.unwrap().starts_with("no-such-guest.invalid cannot be resolved"));
     let why: ProxyExplanation = server.client.get("/vms/db/proxy-explain").await.unwrap();
     assert!(why.candidates[0].reason.contains("no known address"), "{why:?}");
+    assert!(why.summary.contains("no-such-guest.invalid cannot be resolved"), "{why:?}");
 }

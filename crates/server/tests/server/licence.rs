@@ -99,6 +99,16 @@ async fn under_socket_standard_the_backup_server_does_all_guest_interaction_itse
     let _: SavedJob = server.client.patch("/jobs/j", &automatic).await.unwrap();
     let own = problem(server.client.patch::<serde_json::Value>("/jobs/j/vms/db/settings", &prefer).await);
     assert!(own.what.contains("servers cannot be chosen"), "{}", own.what);
+    // Nothing of the kind is stored: there is nothing to take back.
+    assert!(own.remedy.unwrap().starts_with("leave --prefer out"));
+    let mut new = json!({"name": "n2", "vms": ["db"], "repository": "r"});
+    new["guest"] = prefer["guest"].clone();
+    let new = problem(server.client.post::<SavedJob>("/jobs", &new).await);
+    assert!(new.what.contains("servers cannot be chosen"), "{}", new.what);
+    assert!(new.remedy.unwrap().starts_with("leave --prefer out"));
+    let servers: Vec<lull_api::managed::ManagedServer> = server.client.get("/managed-servers").await.unwrap();
+    let licensed: Vec<bool> = servers.iter().map(|server| server.licensed).collect();
+    assert_eq!(licensed, servers.iter().map(|server| server.is_backup_server).collect::<Vec<_>>());
 
     // With enterprise proxies count again, and without a licence too.
     assert!(install(&server, &socket(&pair, "enterprise")).await.admits_proxies);

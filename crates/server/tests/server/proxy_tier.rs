@@ -331,3 +331,16 @@ async fn backups_without_guest_processing_are_held_back_too() {
     let _: Host = server.client.patch("/hosts/h", &json!({"max_tasks": 0})).await.unwrap();
     server.until(id, "all run", |session| running(session) == VMS.len()).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_choice_by_the_rules_of_a_job_that_does_not_have_the_vm_says_so() {
+    let (place, fakes) = (Place::new(), fleet());
+    let server = Server::start(&place.state, &fakes).await;
+    furnish(&server, &place, &["v1"], GuestSettings::default()).await;
+    let summary = async |vm: &str| {
+        let path = format!("/vms/{vm}/proxy-explain?job=j");
+        server.client.get::<ProxyExplanation>(&path).await.unwrap().summary
+    };
+    assert!(!summary("v1").await.contains("not in the scope"));
+    assert!(summary("v2").await.contains("it is not in the scope of job j"));
+}
