@@ -147,8 +147,11 @@ mod tests {
     use lull_engine::selection::{SelectionRules, Tier};
     use lull_engine::settings::ProxyPolicy;
 
+    /// A change of the dispatcher's plan; the host is the first task's.
+    type Change<'a> = &'a dyn Fn(&mut Plan, HostId);
+
     /// What is found where two tasks wait, one host takes one task, and the dispatcher's plan is changed so.
-    fn found(servers: &dyn Fn(&mut Vec<ManagedServer>), change: &dyn Fn(&mut Plan, HostId)) -> Option<String> {
+    fn found(servers: &dyn Fn(&mut Vec<ManagedServer>), change: Change) -> Option<String> {
         let world = build(1, Fleet { vms: 2, proxies: 3, sites: 1, rounds: 1, faults: 0 }, None);
         let mut listed = world.listed;
         for server in &mut listed {
@@ -197,7 +200,7 @@ mod tests {
     fn whatever_is_wrong_with_a_plan_is_found() {
         let as_it_is = |_: &mut Vec<ManagedServer>| {};
         assert_eq!(found(&as_it_is, &|_, _| {}), None);
-        let wrong: [(&str, &dyn Fn(&mut Plan, HostId)); 8] = [
+        let wrong: [(&str, Change); 8] = [
             ("does not wait", &|plan, _| plan.assignments[0].task = task_id(9)),
             ("planned twice", &|plan, _| plan.assignments[1] = plan.assignments[0]),
             ("is not in the plan", &|plan, _| plan.assignments.truncate(1)),

@@ -144,8 +144,8 @@ pub async fn proxy_explain(
     let at_hypervisor = wanted.job.is_some();
     // What else a person should know of this answer: names that lead nowhere, a job that does not have the VM.
     let mut besides = addresses::known(&row, &server.resolver).problems;
-    let (policy, credential) = match wanted.job {
-        None => (ProxyPolicy::Automatic, vm.credential),
+    let (policy, credential, in_guest) = match wanted.job {
+        None => (ProxyPolicy::Automatic, vm.credential, true),
         Some(job) => {
             let jobs = server.store.jobs().await?;
             let job = find(JOB, Place::Body, &job, jobs, |job| (job.job.id.0, job.job.name.clone()))?.job;
@@ -153,11 +153,13 @@ pub async fn proxy_explain(
                 besides.push(format!("it is not in the scope of job {}: by that job's rules it would be so", job.name));
             }
             let credential = lull_engine::job::credential_for(&job, vm, &infrastructure.credentials);
-            (job.settings_for(VmId(row.id)).proxies, credential.map(|c| c.id))
+            let settings = job.settings_for(VmId(row.id));
+            let in_guest = settings.application_aware != ApplicationAware::Disabled;
+            (settings.proxies, credential.map(|c| c.id), in_guest)
         }
     };
     let credential = infrastructure.credentials.iter().find(|c| Some(c.id) == credential).map(|c| c.kind);
-    let decision = select(&Request {
+    let request = Request {
         vm,
         credential,
         policy: &policy,
@@ -169,8 +171,11 @@ pub async fn proxy_explain(
         failures: &infrastructure.failures,
         tried: &[],
         now: infrastructure.now,
-    });
-    let mut explanation = explain::explanation(&decision, &infrastructure.servers);
+    };
+    let mut explanation = match in_guest {
+        true => explain::explanation(&select(&request), &infrastructure.servers),
+        false => explain::all_without_guest(&request, explain::DISABLED),
+    };
     for remark in besides {
         explanation.summary.push_str(&format!("; {remark}"));
     }

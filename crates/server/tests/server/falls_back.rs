@@ -103,6 +103,8 @@ async fn a_backup_without_guest_processing_that_nobody_can_make_says_what_to_do(
     let _: Proxy = server.client.patch("/proxies/backup-server", &json!({"state": "disabled"})).await.unwrap();
     let session = server.finished(server.run("j").await.summary.id).await;
     let failure = session.tasks[0].failure.clone().unwrap();
-    assert!(failure.cause.starts_with("no proxy that reaches the VM's hypervisor host takes tasks"), "{failure:?}");
-    assert_eq!(failure.remedy, "take the backup server's own proxy into use again: lull proxy enable backup-server");
+    let cause =
+        "no server can make the backup, which needs none in the guest: backup-server: an administrator disabled it";
+    assert_eq!(failure.cause, cause);
+    assert!(failure.remedy.contains("do away with what stands against one of these servers"), "{failure:?}");
 }

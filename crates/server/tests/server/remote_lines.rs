@@ -6,8 +6,10 @@ use crate::harness::{Place, Server, furnish, kinds};
 use crate::remote::{Machine, one_remote, said, seen, served_by, token};
 use lull_api::infrastructure::{Host, HostChange, NewJoinToken, Repository, RepositoryChange, RestorePoint};
 use lull_api::job::GuestSettings;
+use lull_api::session::EventKind;
 use lull_engine::timeline::Step;
 use lull_proxy::membership::save;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -185,7 +187,15 @@ async fn a_server_that_restarts_with_hundreds_of_open_tasks_ends_each_once() {
     );
     let fakes = machines.iter().map(|machine| &machine.fake).chain([&own]);
     let begun: usize = fakes.map(|fake| fake.world.begun.load(Ordering::SeqCst)).sum();
-    assert_eq!((begun, restore_points(&server).await.len()), (240, 240), "none is lost, none done twice");
+    let events = server.events(id).await;
+    let notes: BTreeSet<String> = events
+        .iter()
+        .filter_map(|event| match &event.event {
+            EventKind::Note { level, text } if level != "info" => Some(text.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!((begun, restore_points(&server).await.len()), (240, 240), "none is lost, none done twice: {notes:#?}");
 }
 
 /// A proxy that takes the task and never asks for its lease has not begun: the next one takes it at once.
