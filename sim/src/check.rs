@@ -1,14 +1,12 @@
-//! What must never be, looked at after every step; and what must be so at the end. Changes nothing.
+//! What must never be, looked at after every step; and what must be so at the end. Changes nothing. Plans are [`plan`]'s.
 
-use crate::fleet::proxy_of;
 use crate::site::Who;
 use crate::{Rule, World};
-use jiff::Timestamp;
-use lull_engine::dispatch::{Plan, Situation, WaitingTask};
-use lull_engine::selection::{Request, feasible, rank};
 use lull_engine::session::{Owed, TaskState};
 use lull_engine::task_lease::{Grants, TASK_LEASE_MS};
 use std::collections::{BTreeMap, BTreeSet};
+
+pub(crate) mod plan;
 
 /// So long after the last task's end everything that is on its way has arrived, and every lease is over.
 pub(crate) const QUIET_MS: u64 = 2 * TASK_LEASE_MS;
@@ -93,55 +91,6 @@ impl World {
         if self.hypervisors[self.vm_of_task(task)].files.get(&task) != Some(&(epoch, true)) {
             self.wrong(format!("the files of task {task}'s restore point are gone"));
         }
-    }
-
-    /// Whether a plan keeps the limits, and each of its tasks goes to a server of its tier that runs no more than any other there.
-    pub(crate) fn check_plan(
-        &self,
-        situation: &Situation,
-        queue: &[WaitingTask],
-        plan: &Plan,
-        now: Timestamp,
-    ) -> Option<String> {
-        let mut servers = situation.servers.to_vec();
-        let mut hosts = situation.running_per_host.clone();
-        let queue: BTreeMap<_, _> = queue.iter().map(|waiting| (waiting.task, waiting)).collect();
-        for assignment in &plan.assignments {
-            let waiting = queue.get(&assignment.task)?;
-            let at_host = hosts.entry(waiting.vm.host).or_default();
-            *at_host += 1;
-            if situation.limits.at_host(waiting.vm.host).is_some_and(|tasks_max| *at_host > tasks_max) {
-                return Some(format!("{} tasks at once at host {}", at_host, waiting.vm.host));
-            }
-            let to = proxy_of(assignment.server);
-            // Where slots are limited, a proxy that runs less may be full.
-            if self.server.unlimited {
-                let request = Request {
-                    vm: waiting.vm,
-                    credential: waiting.credential,
-                    policy: waiting.policy,
-                    at_hypervisor: waiting.at_hypervisor,
-                    licence: situation.licence,
-                    rules: situation.rules,
-                    servers: &servers,
-                    failures: situation.failures,
-                    tried: waiting.tried,
-                    now,
-                };
-                let same = |server: &&lull_engine::infrastructure::ManagedServer| {
-                    let rank = rank(server, &request);
-                    rank.tier() == assignment.tier && rank.recently_failed == assignment.recently_failed
-                };
-                let feasible = servers.iter().filter(|server| feasible(server, &request).is_ok());
-                let fewest = feasible.filter(same).map(|server| server.running_tasks).min();
-                if fewest != Some(servers[to].running_tasks) {
-                    let runs = servers[to].running_tasks;
-                    return Some(format!("proxy {to} runs {runs} tasks and gets one more, another {fewest:?}"));
-                }
-            }
-            servers[to].running_tasks += 1;
-        }
-        None
     }
 
     pub(crate) fn check_at_the_end(&mut self) {

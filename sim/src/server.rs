@@ -1,7 +1,7 @@
 //! The backup server: what it stores, what it knows only while it runs, and how it hears its proxies. The next state of a task comes
 //! from `engine::session` alone, who gets it from `engine::dispatch`. Knows no guest and no hypervisor.
 
-use crate::check::Done;
+use crate::check::{Done, plan as planned};
 use crate::fleet::{job_of, proxy_of, server_id, task_id};
 use crate::recover;
 use crate::site::Who;
@@ -454,7 +454,7 @@ impl World {
             spill_after_ms: SPILL_AFTER_MS,
         };
         let plan = dispatch(&situation, &queue, now);
-        let wrong = self.check_plan(&situation, &queue, &plan, now);
+        let wrong = planned::fault(&situation, &queue, &plan, now, self.server.unlimited);
         drop(queue);
         self.server.waiting = !plan.waiting.is_empty();
         for waiting in &plan.waiting {
