@@ -171,6 +171,14 @@ pub fn rank(server: &ManagedServer, request: &Request) -> Rank {
     }
 }
 
+/// Every server that can make a backup that leaves the guest alone, best first: the backup server, then who runs the fewest tasks.
+pub fn able_without_guest<'a>(request: &Request<'a>) -> Vec<&'a ManagedServer> {
+    let able = |server: &&ManagedServer| feasible_without_guest(server, request).is_ok();
+    let mut able: Vec<&ManagedServer> = request.servers.iter().filter(able).collect();
+    able.sort_by_key(|server| (!server.is_backup_server, server.running_tasks, server.id));
+    able
+}
+
 fn recently_failed(server: ServerId, vm: VmId, request: &Request) -> bool {
     request.failures.recent(vm, server, request.now).is_some()
 }

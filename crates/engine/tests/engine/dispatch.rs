@@ -10,7 +10,7 @@ use lull_engine::failover::FailureMemory;
 use lull_engine::ids::{HostId, JobId, RepositoryId, ServerId, TaskId};
 use lull_engine::infrastructure::{CredentialKind, ManagedServer, Platform, ServerState, Vm};
 use lull_engine::licence::{Edition, Licence};
-use lull_engine::selection::{Request, SelectionRules, Tier, nobody_without_guest, select};
+use lull_engine::selection::{Request, SelectionRules, Tier, able_without_guest, nobody_without_guest, select};
 use lull_engine::settings::{Fallback, ProxyPolicy};
 use proptest::prelude::*;
 use proptest::sample::subsequence;
@@ -462,6 +462,9 @@ proptest! {
             server.slots = server.slots.min(1) * (server.running_tasks + 1);
         }
         queue.limits = Limits::default();
+        queue.entries[0].in_guest = false;
+        let able = able_without_guest(&queue.request(&queue.entries[0], &queue.servers));
+        prop_assert_eq!(queue.plan().assignments.first().map(|a| a.server), able.first().map(|server| server.id));
         queue.entries[0].in_guest = true;
         let plan = queue.plan();
         let chosen = select(&queue.request(&queue.entries[0], &queue.servers)).chosen;

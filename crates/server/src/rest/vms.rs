@@ -142,17 +142,19 @@ pub async fn proxy_explain(
     let gone = StoreError::Missing { kind: "VM" };
     let vm = infrastructure.vms.iter().find(|vm| vm.id.0 == row.id).ok_or(gone)?;
     let at_hypervisor = wanted.job.is_some();
-    let (policy, credential) = match wanted.job {
-        None => (ProxyPolicy::Automatic, vm.credential),
+    let (policy, credential, in_guest) = match wanted.job {
+        None => (ProxyPolicy::Automatic, vm.credential, true),
         Some(job) => {
             let jobs = server.store.jobs().await?;
             let job = find(JOB, Place::Body, &job, jobs, |job| (job.job.id.0, job.job.name.clone()))?.job;
             let credential = lull_engine::job::credential_for(&job, vm, &infrastructure.credentials);
-            (job.settings_for(VmId(row.id)).proxies, credential.map(|c| c.id))
+            let settings = job.settings_for(VmId(row.id));
+            let in_guest = settings.application_aware != ApplicationAware::Disabled;
+            (settings.proxies, credential.map(|c| c.id), in_guest)
         }
     };
     let credential = infrastructure.credentials.iter().find(|c| Some(c.id) == credential).map(|c| c.kind);
-    let decision = select(&Request {
+    let request = Request {
         vm,
         credential,
         policy: &policy,
@@ -164,8 +166,11 @@ pub async fn proxy_explain(
         failures: &infrastructure.failures,
         tried: &[],
         now: infrastructure.now,
-    });
-    Ok(Json(explain::explanation(&decision, &infrastructure.servers)))
+    };
+    if !in_guest {
+        return Ok(Json(explain::all_without_guest(&request, explain::DISABLED)));
+    }
+    Ok(Json(explain::explanation(&select(&request), &infrastructure.servers)))
 }
 
 /// Connects to the guest along every hop and says how far it came; nothing is frozen.

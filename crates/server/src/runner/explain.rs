@@ -3,7 +3,10 @@
 use lull_api::infrastructure::{MoreCandidates, ProxyCandidate, ProxyExplanation};
 use lull_engine::ids::ServerId;
 use lull_engine::infrastructure::ManagedServer;
-use lull_engine::selection::{Behind, Decision, Judgement, Rejection, Request, Tier, Verdict, feasible_without_guest};
+use lull_engine::selection::{
+    Behind, Decision, Judgement, Rejection, Request, Tier, Verdict, able_without_guest, feasible_without_guest,
+    nobody_without_guest,
+};
 use std::collections::BTreeMap;
 
 /// So many candidates that could serve the VM, and so many that could not, are listed where a choice is kept.
@@ -168,6 +171,23 @@ pub fn without_guest(request: &Request, server: &ManagedServer, because: &str) -
         }],
         more: Vec::new(),
     }
+}
+
+/// Who would make a backup whose guest is left alone, with what is to be said of every other server.
+pub fn all_without_guest(request: &Request, because: &str) -> ProxyExplanation {
+    let against = explanation(&nobody_without_guest(request), request.servers);
+    let able = able_without_guest(request);
+    let Some((best, others)) = able.split_first() else { return against };
+    let mut explained = without_guest(request, best, because);
+    explained.candidates.extend(others.iter().map(|server| ProxyCandidate {
+        name: server.name.clone(),
+        chosen: false,
+        tier: None,
+        running_tasks: server.running_tasks,
+        reason: "could make it too".into(),
+    }));
+    explained.candidates.extend(against.candidates);
+    explained
 }
 
 /// `same network, …` without its number.

@@ -2,7 +2,7 @@
 
 use crate::fake::Fake;
 use crate::harness::{Place, Server, furnish};
-use lull_api::infrastructure::{Host, Proxy, Vm};
+use lull_api::infrastructure::{Host, Proxy, ProxyExplanation, Vm};
 use lull_api::job::{GuestSettings, SavedJob};
 use lull_api::proxy_tier::{JobPreview, VmPreview};
 use lull_api::session::{Session, Task};
@@ -56,6 +56,10 @@ async fn a_preview_without_guest_processing_is_what_then_happens() {
         assert_eq!((proxy, tier, vm.why.as_str()), (Some("site-b"), None, why));
         assert_eq!(turn, if ["v1", "v2", "v3", "v4"].contains(&vm.vm.as_str()) { 1 } else { 2 }, "the host takes 4");
     }
+    let explained: ProxyExplanation = server.client.get("/vms/v1/proxy-explain?job=j").await.unwrap();
+    assert_eq!((explained.chosen.as_deref(), explained.summary.as_str()), (Some("site-b"), why));
+    let others: Vec<&str> = explained.candidates[1..].iter().map(|other| other.reason.as_str()).collect();
+    assert_eq!(others, ["cannot: an administrator disabled it", "cannot: the job prefers other servers"]);
     let id = server.run("j").await.summary.id;
     let session = server.until(id, "the host is full", |session| running(session) == 4).await;
     for task in session.tasks.iter().filter(|task| task.state == "running") {
