@@ -232,7 +232,7 @@ mod tests {
         let to = |server: u128| Assignment {
             task: TaskId(Uuid::nil()),
             server: ServerId(Uuid::from_u128(server)),
-            tier: Tier::LocalProxy,
+            tier: Some(Tier::LocalProxy),
             recently_failed: false,
         };
         // Site 3 has the proxies 3, 253, 503 and 753.
