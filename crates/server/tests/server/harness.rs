@@ -60,7 +60,8 @@ impl Server {
             metrics_listen: Some("127.0.0.1:0".parse().unwrap()),
             proxy_listen: Some("127.0.0.1:0".parse().unwrap()),
             proxies: fakes.iter().map(Fake::local).collect(),
-            pace: ProxyPace { return_within_ms: 1_500, gather_ms: 2_000, come_ms: 10_000 },
+            // Who comes back is known by its next heartbeat, two seconds later.
+            pace: ProxyPace { return_within_ms: 4_000, gather_ms: 2_000, come_ms: 10_000 },
             clock: clock.clone(),
             notify: NotifyPace { webhook_ms: 500, pauses_ms: vec![100, 200, 300], command_ms: 1_500 },
             catalog,
