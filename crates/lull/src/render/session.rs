@@ -82,6 +82,8 @@ fn leaves(task: &Task, look: &Look, why: bool) -> Vec<Leaf> {
     for choice in &task.earlier_choices {
         let end = match choice.ended.as_deref() {
             Some("handed-on") => "; another proxy had to take over",
+            Some("failed") => "; it failed there",
+            Some("not-begun") => "; the backup server stopped before it began",
             _ => "",
         };
         let at = units::clock(&choice.at, look);

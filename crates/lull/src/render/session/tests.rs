@@ -230,4 +230,9 @@ fn a_proxy_that_lost_the_task_is_shown_before_the_one_that_has_it() {
     assert!(lost < has, "{text}");
     assert!(text.contains("site-a (tier 4)") && text.contains("another proxy had to take over"), "{text}");
     assert_eq!(text.matches("✗ win-1").count(), 2, "each choice has its reasons: {text}");
+    for (end, words) in [("failed", "; it failed there"), ("not-begun", "; the backup server stopped before it began")]
+    {
+        session.tasks[0].earlier_choices[0].ended = Some(end.into());
+        assert!(tree(&session, &Look::plain(None), true).contains(words), "{end}");
+    }
 }
